@@ -1,0 +1,21 @@
+"""The few exceptions that steer control flow. Their text is one line and says what to do next."""
+
+
+class Failure(Exception):
+    """The person must do something: shown as one line, exit code 2."""
+
+
+class ProgramError(Failure):
+    """program.md does not say what it must, or the repository does not hold what it names."""
+
+
+class ProposerError(Failure):
+    """No proposal can be had from this proposer; `final` when asking again can't help."""
+
+    def __init__(self, message: str, final: bool = False):
+        super().__init__(message)
+        self.final = final
+
+
+class EditError(Failure):
+    """A reply that can't be turned into a change; the text goes back to the proposer."""

@@ -1,0 +1,258 @@
+"""program.md -> Program: the contract (front matter, validated) and the direction (prose).
+
+It is read again before every proposal, so that an edit made at night steers the next experiment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import frontmatter
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from agent.errors import ProgramError
+
+EXAMPLE = "metric: {name: val_bpb, direction: minimize}, edit: [train.py], run: python train.py, budget: 5m"
+TOKENS_WALL_CAP = 600.0  # seconds of training allowed to a token budget that names no cap
+SMALLEST_DIRECTION = 6  # words; below that nobody could tell what to try
+UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+
+def parse_seconds(text: str | float) -> float:
+    """`20s`, `5m`, `1.5h` or a plain number of seconds -> seconds. Raises ValueError."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(s|sec|m|min|h)?\s*", str(text))
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"{text!r} is no duration: write 20s, 5m or 1h")
+    return float(match[1]) * UNITS[match[2] or "s"]
+
+
+class Part(BaseModel):
+    """A frozen part of the contract; unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Budget(Part):
+    """What one trial may spend on training: time, or tokens with a cap on time."""
+
+    seconds: float
+    """Training seconds; for a token budget the wall cap."""
+    tokens: int | None = None
+
+    @classmethod
+    def parse(cls, text: str | float) -> Budget:
+        """`20s`, `5m`, `2M tokens`, `600k tokens within 90s`. Raises ValueError."""
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmMbB]?)\s*tokens(?:\s+within\s+(.+))?\s*", str(text))
+        if not match:
+            try:
+                return cls(seconds=parse_seconds(text))
+            except ValueError:
+                raise ValueError(f"{text!r} is no budget: write 20s, 5m, or 2M tokens within 60s") from None
+        tokens = round(float(match[1]) * COUNTS[match[2].lower()])
+        if tokens <= 0:
+            raise ValueError(f"{text!r} is no budget: write 20s, 5m, or 2M tokens within 60s")
+        return cls(seconds=parse_seconds(match[3]) if match[3] else TOKENS_WALL_CAP, tokens=tokens)
+
+    def __str__(self) -> str:
+        time = f"{self.seconds:g}s" if self.seconds < 120 else f"{self.seconds / 60:g}m"
+        return time if self.tokens is None else f"{self.tokens:,} tokens within {time}"
+
+
+class Metric(Part):
+    """The one number that decides."""
+
+    name: str
+    """As it is printed: a line `name: value`, unless `pattern` says otherwise."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    target: float | None = None
+    """Reached by a kept commit, it ends the night."""
+    pattern: str | None = None
+    """Regular expression whose first group is the value; the last match counts."""
+
+    @field_validator("pattern")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        if pattern is None:
+            return None
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression ({error})") from None
+        if groups < 1:
+            raise ValueError("needs a group around the number, like accuracy=([0-9.]+)")
+        return pattern
+
+    @property
+    def regex(self) -> re.Pattern[str]:
+        number = r"([-+]?(?:[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|nan|inf(?:inity)?))"
+        return re.compile(self.pattern or rf"(?im)^\s*{re.escape(self.name)}\s*[:=]\s*{number}\s*$", re.MULTILINE)
+
+    def gain(self, before: float, after: float) -> float:
+        """How much better `after` is than `before`; positive is better, whatever the direction."""
+        return before - after if self.direction == "minimize" else after - before
+
+    def reached(self, value: float) -> bool:
+        return self.target is not None and self.gain(self.target, value) >= 0
+
+
+class Timeouts(Part):
+    """Hard wall limits beside the training budget, in seconds or as 30s, 2m."""
+
+    startup: float = 300.0
+    """From the start of the process to the first progress line (imports, compilation)."""
+    evaluation: float = 300.0
+    """For the `evaluate` command, and for `test`."""
+    prepare: float = 7200.0
+    """For the `prepare` command, once a night."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> float:
+        return parse_seconds(value)
+
+
+class Program(Part):
+    """program.md, parsed: the contract, and the direction in prose."""
+
+    metric: Metric
+    edit: tuple[str, ...] = ("train.py",)
+    """The only files that a proposal may change."""
+    protect: tuple[str, ...] = ()
+    """Files that must stay as they were at the start; their hashes are checked around every trial."""
+    prepare: str | None = None
+    """Run once before the baseline, outside the sandbox: data, tokenizer. Must be safe to repeat."""
+    run: str = "python train.py"
+    evaluate: str | None = None
+    """Without it the metric is read from the training log."""
+    test: str | None = None
+    """Scores the held-out split for kept commits only; shown to the person, never to a proposer."""
+    budgets: dict[Literal["cpu", "cuda"], Budget] = Field(alias="budget", default={})
+    """One budget for every machine, or one for `cpu` and one for `cuda`."""
+    timeouts: Timeouts = Timeouts()
+    limits: dict[str, float] = {}
+    """Number printed by training or evaluation (or peak_memory_gb) -> the most a kept change may have."""
+    data: tuple[str, ...] = ()
+    """Folders outside the repository, or untracked in it, that training reads."""
+    holdout: tuple[str, ...] = ()
+    """Folders that only the evaluation reads."""
+    environment: tuple[str, ...] = ()
+    """Further environment variables, by name, that a trial gets to see."""
+    reruns: int = Field(4, ge=0)
+    """How many further seeds one candidate may cost before the answer is no."""
+    simplify: bool = False
+    """Also keep a change that is equal within the noise and makes the code shorter."""
+    direction: str = ""
+    """The prose: what to try, what to leave alone."""
+
+    @field_validator("edit", "protect", "data", "holdout", "environment", mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _budgets(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {device: Budget.parse(text) for device, text in value.items()}
+        return {device: Budget.parse(value) for device in ("cpu", "cuda")}
+
+    @field_validator("edit", "protect")
+    @classmethod
+    def _inside(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            pure = PurePosixPath(path)
+            if pure.is_absolute() or ".." in pure.parts or path.startswith("~"):
+                raise ValueError(f"{path!r} is outside the repository: name files relative to its root")
+        return tuple(str(PurePosixPath(path)) for path in paths)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Program:
+        if not self.edit:
+            raise ValueError("edit is empty: name the file the agent may change, like edit: [train.py]")
+        if both := sorted(set(self.edit) & set(self.protect)):
+            raise ValueError(f"{both[0]} is in edit and in protect: take it out of one of them")
+        return self
+
+    def budget(self, device: Literal["cpu", "cuda"]) -> Budget:
+        """The budget on this kind of machine. Raises ProgramError where the contract has none."""
+        if device not in self.budgets:
+            raise ProgramError(f"program.md has no budget for {device}: write budget: 5m, or budget: {{{device}: 5m}}")
+        return self.budgets[device]
+
+
+def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Program:
+    """The text of program.md, and what flags put over it -> Program. Raises ProgramError, one line."""
+    try:
+        front, prose = frontmatter.parse(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 2}" if mark else "its front matter"
+        raise ProgramError(f"program.md: {where} is not YAML; between the --- lines write: {EXAMPLE}") from None
+    if not isinstance(front, dict):
+        raise ProgramError(f"program.md: the front matter must be keys and values, like {EXAMPLE}")
+    contract = _merge(front, overrides or {})
+    if not contract.get("metric"):
+        raise ProgramError(f"program.md names no metric, so nothing can be measured; between --- lines write: {EXAMPLE}")
+    words = re.findall(r"\w+", re.sub(r"(?m)^#.*$", "", prose))
+    if len(words) < SMALLEST_DIRECTION:
+        said = " ".join(words) or "nothing"
+        raise ProgramError(
+            f"program.md is too vague (its direction says {said!r}): below the front matter write what to try, "
+            "what to leave alone and what counts, in a few sentences"
+        )
+    contract.setdefault("budget", "5m")
+    try:
+        return Program.model_validate({**contract, "direction": prose.strip()})
+    except ValidationError as error:
+        raise ProgramError("program.md: " + _explain(error)) from None
+
+
+def load_program(path: Path, overrides: Mapping[str, Any] | None = None) -> Program:
+    """Read and parse the file. Raises ProgramError, one line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ProgramError(f"{path} does not exist: `python -m agent init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ProgramError(f"{path} can't be read: {error}") from None
+    return parse_program(text, overrides)
+
+
+def _merge(front: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Flags over front matter; a dotted key (`metric.target`) goes into the mapping it names."""
+    contract = dict(front)
+    if isinstance(contract.get("metric"), str):
+        contract["metric"] = {"name": contract["metric"]}
+    for key, value in overrides.items():
+        outer, _, inner = key.partition(".")
+        if not inner:
+            contract[outer] = value
+        elif outer not in contract or isinstance(contract[outer], Mapping):
+            contract[outer] = {**contract.get(outer, {}), inner: value}
+    return contract
+
+
+def _explain(error: ValidationError) -> str:
+    """The first thing wrong, in one line that says what to write."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    name = ".".join(place) or "the contract"
+    if first["type"] == "extra_forbidden":
+        known = _keys(place[:-1])
+        near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else "known keys: " + ", ".join(known)
+        return f"unknown key {name!r}; {hint}"
+    if first["type"] == "missing":
+        return f"{name} is missing; write for example: {EXAMPLE}"
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}" if place else first["msg"].removeprefix("Value error, ")
+
+
+def _keys(place: list[str]) -> list[str]:
+    model = {"metric": Metric, "timeouts": Timeouts}.get(place[0], Program) if place else Program
+    return [field.alias or key for key, field in model.model_fields.items() if key != "direction"]
