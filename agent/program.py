@@ -21,6 +21,7 @@ EXAMPLE = "metric: {name: val_bpb, direction: minimize}, edit: [train.py], run: 
 TOKENS_WALL_CAP = 600.0  # seconds of training allowed to a token budget that names no cap
 SMALLEST_DIRECTION = 6  # words; below that nobody could tell what to try
 UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+Device = Literal["cpu", "cuda"]
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 
@@ -48,7 +49,8 @@ class Budget(Part):
     @classmethod
     def parse(cls, text: str | float) -> Budget:
         """`20s`, `5m`, `2M tokens`, `600k tokens within 90s`. Raises ValueError."""
-        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kKmMbB]?)\s*tokens(?:\s+within\s+(.+))?\s*", str(text))
+        tokens_within = r"\s*([0-9]*\.?[0-9]+)\s*([kKmMbB]?)\s*tokens(?:\s+within\s+(.+))?\s*"
+        match = re.fullmatch(tokens_within, str(text))
         if not match:
             try:
                 return cls(seconds=parse_seconds(text))
@@ -91,7 +93,7 @@ class Metric(Part):
     @property
     def regex(self) -> re.Pattern[str]:
         number = r"([-+]?(?:[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|nan|inf(?:inity)?))"
-        return re.compile(self.pattern or rf"(?im)^\s*{re.escape(self.name)}\s*[:=]\s*{number}\s*$", re.MULTILINE)
+        return re.compile(self.pattern or rf"(?i)^\s*{re.escape(self.name)}\s*[:=]\s*{number}\s*$", re.MULTILINE)
 
     def gain(self, before: float, after: float) -> float:
         """How much better `after` is than `before`; positive is better, whatever the direction."""
@@ -132,7 +134,7 @@ class Program(Part):
     """Without it the metric is read from the training log."""
     test: str | None = None
     """Scores the held-out split for kept commits only; shown to the person, never to a proposer."""
-    budgets: dict[Literal["cpu", "cuda"], Budget] = Field(alias="budget", default={})
+    budget: dict[Device, str] = {"cpu": "5m", "cuda": "5m"}
     """One budget for every machine, or one for `cpu` and one for `cuda`."""
     timeouts: Timeouts = Timeouts()
     limits: dict[str, float] = {}
@@ -155,12 +157,13 @@ class Program(Part):
     def _list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
 
-    @field_validator("budgets", mode="before")
+    @field_validator("budget", mode="before")
     @classmethod
-    def _budgets(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {device: Budget.parse(text) for device, text in value.items()}
-        return {device: Budget.parse(value) for device in ("cpu", "cuda")}
+    def _budget(cls, value: Any) -> Any:
+        budgets = value if isinstance(value, Mapping) else {"cpu": value, "cuda": value}
+        for text in budgets.values():
+            Budget.parse(text)
+        return {device: str(text) for device, text in budgets.items()}
 
     @field_validator("edit", "protect")
     @classmethod
@@ -179,11 +182,11 @@ class Program(Part):
             raise ValueError(f"{both[0]} is in edit and in protect: take it out of one of them")
         return self
 
-    def budget(self, device: Literal["cpu", "cuda"]) -> Budget:
+    def budget_on(self, device: Device) -> Budget:
         """The budget on this kind of machine. Raises ProgramError where the contract has none."""
-        if device not in self.budgets:
-            raise ProgramError(f"program.md has no budget for {device}: write budget: 5m, or budget: {{{device}: 5m}}")
-        return self.budgets[device]
+        if device not in self.budget:
+            raise ProgramError(f"program.md has no budget for {device}: write budget: 5m, or {{{device}: 5m}}")
+        return Budget.parse(self.budget[device])
 
 
 def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Program:
@@ -193,20 +196,19 @@ def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Prog
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 2}" if mark else "its front matter"
-        raise ProgramError(f"program.md: {where} is not YAML; between the --- lines write: {EXAMPLE}") from None
+        raise ProgramError(f"program.md: {where} is not YAML; between --- lines write: {EXAMPLE}") from None
     if not isinstance(front, dict):
         raise ProgramError(f"program.md: the front matter must be keys and values, like {EXAMPLE}")
     contract = _merge(front, overrides or {})
     if not contract.get("metric"):
-        raise ProgramError(f"program.md names no metric, so nothing can be measured; between --- lines write: {EXAMPLE}")
+        raise ProgramError(f"program.md names no metric to measure; between --- lines write: {EXAMPLE}")
     words = re.findall(r"\w+", re.sub(r"(?m)^#.*$", "", prose))
     if len(words) < SMALLEST_DIRECTION:
         said = " ".join(words) or "nothing"
         raise ProgramError(
-            f"program.md is too vague (its direction says {said!r}): below the front matter write what to try, "
-            "what to leave alone and what counts, in a few sentences"
+            f"program.md is too vague (its direction says {said!r}): below the front matter write "
+            "what to try, what to leave alone and what counts, in a few sentences"
         )
-    contract.setdefault("budget", "5m")
     try:
         return Program.model_validate({**contract, "direction": prose.strip()})
     except ValidationError as error:
@@ -250,9 +252,10 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {name!r}; {hint}"
     if first["type"] == "missing":
         return f"{name} is missing; write for example: {EXAMPLE}"
-    return f"{name}: {first['msg'].removeprefix('Value error, ')}" if place else first["msg"].removeprefix("Value error, ")
+    said = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {said}" if place else said
 
 
 def _keys(place: list[str]) -> list[str]:
     model = {"metric": Metric, "timeouts": Timeouts}.get(place[0], Program) if place else Program
-    return [field.alias or key for key, field in model.model_fields.items() if key != "direction"]
+    return [key for key in model.model_fields if (model, key) != (Program, "direction")]

@@ -5,17 +5,26 @@ Everything here survives a round trip through JSON, because the ledger keeps it 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 VerdictKind = Literal[
-    "baseline", "keep", "simplification", "discard", "crash", "timeout", "pruned", "invalid", "duplicate", "violation"
+    "baseline",
+    "keep",
+    "simplification",
+    "discard",
+    "crash",
+    "timeout",
+    "pruned",
+    "invalid",
+    "duplicate",
+    "violation",
 ]
 KEPT: frozenset[VerdictKind] = frozenset({"baseline", "keep", "simplification"})
 
 State = Literal["proposing", "proposed", "committed", "running", "measured", "judged", "published"]
-STATES: tuple[State, ...] = ("proposing", "proposed", "committed", "running", "measured", "judged", "published")
+STATES: tuple[State, ...] = get_args(State)
 
 
 class Record(BaseModel):
