@@ -93,7 +93,8 @@ class Metric(Part):
     @property
     def regex(self) -> re.Pattern[str]:
         number = r"([-+]?(?:[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|nan|inf(?:inity)?))"
-        return re.compile(self.pattern or rf"(?i)^\s*{re.escape(self.name)}\s*[:=]\s*{number}\s*$", re.MULTILINE)
+        line = rf"(?i)^\s*{re.escape(self.name)}\s*[:=]\s*{number}\s*$"
+        return re.compile(self.pattern or line, re.MULTILINE)
 
     def gain(self, before: float, after: float) -> float:
         """How much better `after` is than `before`; positive is better, whatever the direction."""
@@ -185,7 +186,7 @@ class Program(Part):
     def budget_on(self, device: Device) -> Budget:
         """The budget on this kind of machine. Raises ProgramError where the contract has none."""
         if device not in self.budget:
-            raise ProgramError(f"program.md has no budget for {device}: write budget: 5m, or {{{device}: 5m}}")
+            raise ProgramError(f"program.md has no budget for {device}: write budget: 5m, or {device}: 5m")
         return Budget.parse(self.budget[device])
 
 

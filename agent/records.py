@@ -16,7 +16,6 @@ VerdictKind = Literal[
     "discard",
     "crash",
     "timeout",
-    "pruned",
     "invalid",
     "duplicate",
     "violation",
@@ -61,12 +60,25 @@ class Reply(Record):
     usd: float | None = 0.0
     """None: the model's price is not known."""
     seconds: float = 0.0
+    unusable: str = ""
+    """Why this reply must never be applied, though it was paid for: cut off, refused."""
+
+
+class Call(Record):
+    """One call of a proposer: what was asked, and the reply once there is one."""
+
+    turn: int
+    kind: Literal["first", "repair", "slip"]
+    question: str
+    reserved_usd: float | None
+    """Upper bound set aside before the call; it counts as spent until the reply tells."""
+    reply: Reply | None = None
 
 
 class Measurement(Record):
     """What one trial gave. `metric` is a finite number if and only if `outcome` is "ok"."""
 
-    outcome: Literal["ok", "crash", "timeout", "pruned", "violation", "interrupted"]
+    outcome: Literal["ok", "crash", "timeout", "violation", "interrupted"]
     reason: str = ""
     """One line for a person; empty when all went well."""
     metric: float | None = None
@@ -120,31 +132,45 @@ class Experiment(Record):
     parent: str
     """The incumbent's commit when it was proposed."""
     commit: str | None = None
+    """What was measured; once published as a keep, the same tree under its final message."""
     proposal: Proposal | None = None
     files: dict[str, str] = {}
     """Path -> whole new text of each file that the proposal changes."""
     verdict: Verdict | None = None
     trials: tuple[Trial, ...] = ()
-    proposer: str = ""
-    model: str = ""
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    usd: float | None = 0.0
-    test_numbers: dict[str, float] = {}
-    """Held-out test figures of a kept commit; for the person, never for a prompt."""
+    calls: tuple[Call, ...] = ()
+    test_numbers: dict[str, float] | None = None
+    """Held-out test figures of a kept commit, {} where they could not be had; never for a prompt."""
     created: float = 0.0
     """Unix time of the first intent."""
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """The finished trials' measurements, in order."""
-        return tuple(t.measurement for t in self.trials if t.measurement is not None)
+        """Of the finished trials of the commit that counts (the last one tried), in order."""
+        commit = self.trials[-1].commit if self.trials else None
+        return tuple(t.measurement for t in self.trials if t.measurement and t.commit == commit)
 
     @property
     def metrics(self) -> tuple[float, ...]:
         """The metric of every trial that gave one, in order; the first is the one that selected it."""
         return tuple(m.metric for m in self.measurements if m.metric is not None)
+
+    @property
+    def usd(self) -> float | None:
+        """What its calls cost, a call without a reply at its upper bound; None: a price is not known."""
+        costs = [call.reply.usd if call.reply else call.reserved_usd for call in self.calls]
+        return None if None in costs else sum(cost or 0.0 for cost in costs)
+
+    @property
+    def tokens(self) -> int:
+        """Input and output tokens of all its calls."""
+        return sum(c.reply.input_tokens + c.reply.output_tokens for c in self.calls if c.reply)
+
+    @property
+    def proposer(self) -> str:
+        """`anthropic claude-...`, `search`; empty for the baseline."""
+        replies = [call.reply for call in self.calls if call.reply]
+        return f"{replies[-1].proposer} {replies[-1].model}".strip() if replies else ""
 
     @property
     def label(self) -> str:
