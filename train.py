@@ -1,0 +1,353 @@
+"""A small GPT on the prepared text: the one file that the agent edits.
+
+    python train.py
+
+Trains for the budget that prepare.py counts, saves the weights and this file's sizes to RESEARCH_OUTPUT, and prints a
+summary. The loss that decides is measured afterwards by `python prepare.py evaluate`, which calls `load_model` below.
+
+Methods: pre-norm transformer with rotary positions (Su et al. 2021), QK-norm (Dehghani et al. 2023), squared ReLU (So
+et al. 2021), logit soft-cap (Gemma 2), value embeddings and per-layer residual scales (modded-nanogpt, nanochat),
+Muon (Jordan 2024) with Polar Express coefficients (Amsel et al. 2025) and per-neuron second moments (NorMuon, Li et
+al. 2025), AdamW for the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import prepare
+
+CUDA = torch.cuda.is_available()
+
+# Sizes for a trial of about 20 s on two CPU cores.
+DEPTH = 4  # transformer blocks
+WIDTH = 192  # channels of the residual stream
+HEAD_SIZE = 64  # channels of an attention head; WIDTH is a multiple
+BATCH_ROWS = 8  # rows of a batch, each of the context that prepare.py sets
+BIGRAM_SLOTS = 8192  # rows of the table of hashed token pairs
+
+if CUDA:  # Sizes for 1 to 5 minutes on an H100.
+    DEPTH = 8
+    WIDTH = 640
+    HEAD_SIZE = 128
+    BATCH_ROWS = 64
+    BIGRAM_SLOTS = 65536
+
+# The model.
+MLP_RATIO = 4  # hidden channels of a block's MLP, in widths
+ROPE_BASE = 100000.0  # the longest rotary wavelength, in tokens over 2 pi
+QK_SCALE = 1.15  # queries and keys are unit vectors times this (times HEAD_SIZE ** 0.25)
+LOGIT_CAP = 15.0  # logits are bent smoothly into plus or minus this
+VALUE_EMBED_EVERY = 2  # every so many blocks the token's own value vector is added in attention
+
+# The optimizers. Rates are peaks.
+MATRIX_LR = 0.03  # Muon: the blocks' matrices
+EMBED_LR = 0.3  # AdamW: token, pair and value embeddings
+HEAD_LR = 0.01  # AdamW: the output layer
+SCALAR_LR = 0.03  # AdamW: residual scales
+MOMENTUM = 0.95  # Muon's
+BETA1 = 0.8  # AdamW's
+BETA2 = 0.95  # AdamW's
+WEIGHT_DECAY = 0.1  # Muon's, falling to zero with the rate
+EMBED_DECAY = 0.0  # AdamW's on embeddings
+WARMUP = 0.0  # share of the budget in which the rate rises
+WARMDOWN = 0.7  # share of the budget in which it falls
+FINAL_LR = 0.0  # the rate at the end, as a share of the peak
+
+
+@dataclass
+class Config:
+    """What the weights alone do not say; saved beside them."""
+
+    vocab_size: int
+    context: int
+    depth: int = DEPTH
+    width: int = WIDTH
+    head_size: int = HEAD_SIZE
+    mlp_ratio: int = MLP_RATIO
+    bigram_slots: int = BIGRAM_SLOTS
+    value_embed_every: int = VALUE_EMBED_EVERY
+    rope_base: float = ROPE_BASE
+    qk_scale: float = QK_SCALE
+    logit_cap: float = LOGIT_CAP
+
+
+def norm(x: Tensor) -> Tensor:
+    return F.rms_norm(x, (x.size(-1),))
+
+
+class Linear(nn.Linear):
+    """No bias; the float32 weight is cast to the activations' type."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight.to(input.dtype))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: Config, has_values: bool):
+        super().__init__()
+        self.heads, self.head_size = config.width // config.head_size, config.head_size
+        self.scale = config.qk_scale**2 * config.head_size**0.5 / config.head_size
+        self.qkv = Linear(config.width, 3 * config.width)
+        self.out = Linear(config.width, config.width)
+        self.value_embed = nn.Embedding(config.vocab_size, config.width) if has_values else None
+
+    def forward(self, x: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        rows, time_, width = x.shape
+        q, k, v = self.qkv(x).view(rows, time_, 3, self.heads, self.head_size).unbind(2)
+        if self.value_embed is not None:
+            v = v + self.value_embed(tokens).to(x.dtype).view_as(v)
+        q, k = rotate(norm(q), cos, sin), rotate(norm(k), cos, sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
+        return self.out(y.transpose(1, 2).reshape(rows, time_, width))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: (B, T, heads, head_size) with tables (T, 1, head_size / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, has_values: bool):
+        super().__init__()
+        self.attention = Attention(config, has_values)
+        self.up = Linear(config.width, config.mlp_ratio * config.width)
+        self.down = Linear(config.mlp_ratio * config.width, config.width)
+
+    def forward(self, x: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(norm(x), tokens, cos, sin)
+        return x + self.down(F.relu(self.up(norm(x))).square())
+
+
+class GPT(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.width)
+        self.pairs = nn.Embedding(config.bigram_slots, config.width)
+        every = config.value_embed_every
+        self.blocks = nn.ModuleList(Block(config, i % every == every - 1) for i in range(config.depth))
+        self.head = Linear(config.width, config.vocab_size)
+        self.scales = nn.Parameter(torch.tensor([[1.0, 0.1, 0.05]] * config.depth))  # stream, token, token pair
+        frequency = config.rope_base ** -torch.linspace(0, 1, config.head_size // 2)
+        angle = torch.outer(torch.arange(config.context), frequency)[:, None]
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    @torch.no_grad()
+    def initialize(self) -> None:
+        for name, p in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight", "head.weight", "pairs.weight")):
+                nn.init.zeros_(p)
+            elif name.endswith("embed.weight"):
+                nn.init.normal_(p, std=1.0)
+            elif p.dim() == 2 and name != "scales":
+                nn.init.uniform_(p, -((3 / p.size(1)) ** 0.5), (3 / p.size(1)) ** 0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) -> logits (B, T, vocab)."""
+        dtype = torch.bfloat16 if tokens.is_cuda else torch.float32
+        cos, sin = self.cos[: tokens.size(1)].to(dtype), self.sin[: tokens.size(1)].to(dtype)
+        before = F.pad(tokens, (1, 0))[:, :-1]
+        x0 = norm(self.embed(tokens).to(dtype))
+        pair = self.pairs((before * 1000003 + tokens * 7919) % self.config.bigram_slots).to(dtype)
+        scales = self.scales.to(dtype)
+        x = x0
+        for i, block in enumerate(self.blocks):
+            x = block(scales[i, 0] * x + scales[i, 1] * x0 + scales[i, 2] * pair, tokens, cos, sin)
+        logits = self.head(norm(x)).float()
+        return self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        logits = self(tokens)
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
+
+    def flops_per_token(self) -> float:
+        """Forward and backward: 6 a matrix weight, and attention as 12 x width x context, causal skips not deducted."""
+        c = self.config
+        weights = c.depth * (4 + 2 * c.mlp_ratio) * c.width**2 + c.width * c.vocab_size
+        return 6 * weights + 12 * c.depth * c.width * c.context
+
+
+def load_model(path: str, device: str) -> GPT:
+    """The saved model, ready to turn tokens (B, T) into logits (B, T, vocab). prepare.py calls this to evaluate."""
+    with safe_open(path, framework="pt", device=device) as file:
+        model = GPT(Config(**json.loads(file.metadata()["config"]))).to(device)
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    return model.eval()
+
+
+# Newton-Schulz coefficients that bring the singular values near 1 in five steps (Polar Express).
+POLAR = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+
+
+def orthogonalize(x: Tensor) -> Tensor:
+    """(n, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly."""
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+    tall = x.size(-2) > x.size(-1)
+    if tall:
+        x = x.mT
+    for a, b, c in POLAR:
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.mT if tall else x
+
+
+class Muon:
+    """Momentum, orthogonalized, its rows brought to equal size; one stack of equal matrices at a time."""
+
+    def __init__(self, groups: list[list[Tensor]], parts: list[int]):
+        self.groups, self.parts = groups, parts
+        self.momentum = [torch.zeros_like(torch.stack(list(g))) for g in groups]
+        self.second = [torch.zeros(m.size(0), m.size(1), 1, device=m.device) for m in self.momentum]
+
+    @torch.no_grad()
+    def step(self, lr: Tensor, decay: Tensor) -> None:
+        for group, parts, momentum, second in zip(self.groups, self.parts, self.momentum, self.second, strict=True):
+            muon_update(group, [p.grad for p in group], momentum, second, lr, decay, parts)
+
+
+def muon_update(params: list[Tensor], grads: list[Tensor | None], momentum: Tensor, second: Tensor, lr: Tensor,
+                decay: Tensor, parts: int) -> None:
+    """One step of a stack of equal matrices. Each is `parts` matrices side by side (queries, keys, values)."""
+    grad = torch.stack([g for g in grads if g is not None])
+    momentum.lerp_(grad, 1 - MOMENTUM)
+    update = grad.lerp(momentum, MOMENTUM)
+    n, rows, columns = update.shape
+    if CUDA:
+        update = update.bfloat16()
+    update = orthogonalize(update.view(n * parts, rows // parts, columns)).view(n, rows, columns).float()
+    size = update.square().mean(dim=-1, keepdim=True)
+    second.lerp_(size, 1 - BETA2)
+    scaled = update * (second + 1e-10).rsqrt()
+    scaled = scaled * (update.norm(dim=(-2, -1), keepdim=True) / (scaled.norm(dim=(-2, -1), keepdim=True) + 1e-10))
+    stretch = max(1.0, rows / parts / columns) ** 0.5
+    for p, u in zip(params, scaled.unbind(0), strict=True):
+        p.mul_(1 - lr * decay).sub_(u * (lr * stretch))
+
+
+def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
+    matrices: dict[tuple[int, ...], list[Tensor]] = {}
+    for block in model.blocks:
+        for p in (m.weight for m in block.modules() if isinstance(m, Linear)):
+            matrices.setdefault(tuple(p.shape), []).append(p)
+    width = model.config.width
+    muon = Muon(list(matrices.values()), [3 if shape == (3 * width, width) else 1 for shape in matrices])
+    embeds = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    groups = [
+        {"params": embeds, "lr": EMBED_LR, "weight_decay": EMBED_DECAY},
+        {"params": [model.head.weight], "lr": HEAD_LR},
+        {"params": [model.scales], "lr": SCALAR_LR},
+    ]
+    adam = torch.optim.AdamW(groups, betas=(BETA1, BETA2), eps=1e-10, weight_decay=0.0, fused=True)
+    for group in adam.param_groups:
+        group["peak"] = group["lr"]
+    return muon, adam
+
+
+def schedule(used: float) -> float:
+    """The share of the peak rates, from the share of the budget used."""
+    if used < WARMUP:
+        return used / WARMUP
+    return FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - used) / WARMDOWN)
+
+
+def main() -> None:
+    launched = time.monotonic()
+    device = "cuda" if CUDA else "cpu"
+    torch.manual_seed(prepare.SEED)
+    torch.set_float32_matmul_precision("high")
+    data = prepare.TrainData()
+    config = Config(data.vocab_size, data.context)
+    model = GPT(config)
+    model.initialize()
+    model.to(device)
+    muon, adam = make_optimizers(model)
+    loss_of = torch.compile(model.loss, dynamic=False) if CUDA else model.loss
+
+    def step(batch: Tensor, share: float) -> Tensor:
+        loss = loss_of(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        lr = torch.tensor(MATRIX_LR * share)
+        for group in adam.param_groups:
+            group["lr"] = group["peak"] * share
+        muon.step(lr, torch.tensor(WEIGHT_DECAY * share))
+        adam.step()
+        model.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def to_device(batch) -> Tensor:
+        tokens = torch.from_numpy(batch)
+        return tokens.pin_memory().to(device, non_blocking=True) if CUDA else tokens
+
+    if CUDA:  # compile on made-up data; a rate of 0 leaves the weights, and the optimizers start afresh
+        step(torch.randint(data.vocab_size, (BATCH_ROWS, data.context + 1), device=device), 0.0)
+        muon, adam = make_optimizers(model)
+        torch.cuda.synchronize()
+    budget = prepare.Budget(data)
+    batches = data.batches(BATCH_ROWS)
+    per_step = BATCH_ROWS * data.context
+    steps, smooth, reported = 0, math.nan, 0.0
+    waiting: list[tuple[Tensor, torch.cuda.Event | None]] = []
+    startup = time.monotonic() - launched
+    while (used := budget.used()) < 1.0:
+        loss = step(to_device(next(batches)), schedule(used))
+        steps += 1
+        event = None
+        if CUDA:
+            loss = loss.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        waiting.append((loss, event))
+        if len(waiting) > (2 if CUDA else 0):  # the GPU stays two steps ahead of this check
+            loss, event = waiting.pop(0)
+            if event is not None:
+                event.synchronize()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise SystemExit(f"the loss is {value} at step {steps}")
+            smooth = value if math.isnan(smooth) else 0.9 * smooth + 0.1 * value
+            if steps <= 3 or budget.elapsed - reported >= 1.0:
+                reported = budget.elapsed
+                speed = steps * per_step / max(budget.elapsed, 1e-9)
+                print(f"step {steps} | loss {smooth:.4f} | {100 * budget.used():.1f}% | {speed / 1000:.0f}k tok/s", flush=True)
+    if CUDA:
+        torch.cuda.synchronize()
+    seconds = budget.elapsed
+    os.makedirs(prepare.OUTPUT, exist_ok=True)
+    save_file(model.state_dict(), prepare.CHECKPOINT, metadata={"config": json.dumps(asdict(config))})
+    flops = model.flops_per_token() * data.served / seconds
+    print("---")
+    print(f"training_seconds: {seconds:.1f}")
+    print(f"startup_seconds: {startup:.1f}")
+    print(f"train_loss: {smooth:.4f}")
+    print(f"peak_vram_mb: {torch.cuda.max_memory_allocated() / 1e6 if CUDA else 0:.1f}")
+    print(f"mfu_percent: {100 * flops / 989e12 if CUDA else 0:.2f}")
+    print(f"num_steps: {steps}")
+    print(f"total_tokens: {data.served}")
+    print(f"num_params: {sum(p.numel() for p in model.parameters())}")
+
+
+if __name__ == "__main__":
+    main()
