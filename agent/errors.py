@@ -1,5 +1,11 @@
 """The few exceptions that steer control flow. Their text is one line and says what to do next."""
 
+from agent.records import Reply
+
+
+class Stop(Exception):
+    """The night ends: nothing new is begun, what runs is finished or interrupted. Its text says why."""
+
 
 class Failure(Exception):
     """The person must do something: shown as one line, exit code 2."""

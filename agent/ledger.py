@@ -134,6 +134,18 @@ class Ledger:
             (reply.model_dump_json(), number, turn),
         )
 
+    def unanswered(self, number: int, turn: int) -> None:
+        """The call failed without a reply: nothing was bought, so nothing stays set aside."""
+        self.db.execute(
+            "UPDATE calls SET reserved_usd = 0 WHERE experiment = ? AND turn = ?", (number, turn)
+        )
+
+    def restart(self) -> None:
+        """Forget a baseline that does not run, so that the next start measures the corrected one."""
+        with self._transaction():
+            self.db.execute("DELETE FROM trials WHERE experiment = 0")
+            self.db.execute("DELETE FROM experiments WHERE number = 0")
+
     def proposed(self, number: int, proposal: Proposal, files: Mapping[str, str]) -> None:
         with self._transaction():
             self._advance(

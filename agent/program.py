@@ -183,6 +183,15 @@ class Program(Part):
             raise ValueError(f"{both[0]} is in edit and in protect: take it out of one of them")
         return self
 
+    def other_race(self, other: Program) -> str | None:
+        """The first field in which the two can't be compared any more; None when a night may go on."""
+        fixed = ("metric", "edit", "protect", "run", "evaluate", "budget", "data", "holdout")
+        for field in fixed:
+            mine, theirs = (p.model_dump(include={field}, exclude={"metric": {"target"}}) for p in (self, other))
+            if mine != theirs:
+                return field
+        return None
+
     def budget_on(self, device: Device) -> Budget:
         """The budget on this kind of machine. Raises ProgramError where the contract has none."""
         if device not in self.budget:

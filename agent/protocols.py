@@ -33,6 +33,8 @@ class Proposer(Protocol):
 
     name: str
     model: str
+    converses: bool
+    """Whether it can learn from an answer: a repair turn, a traceback."""
 
     def propose(self, request: Request) -> Reply:
         """Answer in the reply format of agent/propose/edits.py. Raises errors.ProposerError when it can't."""
@@ -50,6 +52,14 @@ class Executor(Protocol):
 
     def submit(self, trial: Trial, program: Program) -> Future[Measurement]:
         """Start the trial. The future never raises for what the code under test does."""
+        ...
+
+    def test(self, trial: Trial, program: Program) -> Future[dict[str, float]]:
+        """Score what this trial saved on the held-out split. The future raises Failure where that fails."""
+        ...
+
+    def forget(self, experiment: int) -> None:
+        """Delete what the experiment's trials saved: it has been decided."""
         ...
 
     def stop(self, now: bool = False) -> None:

@@ -146,9 +146,8 @@ class Experiment(Record):
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
-        """Of the finished trials of the commit that counts (the last one tried), in order."""
-        commit = self.trials[-1].commit if self.trials else None
-        return tuple(t.measurement for t in self.trials if t.measurement and t.commit == commit)
+        """Of every finished trial, in order."""
+        return tuple(t.measurement for t in self.trials if t.measurement)
 
     @property
     def metrics(self) -> tuple[float, ...]:

@@ -1,0 +1,74 @@
+"""results.tsv: the table of the original autoresearch, with further columns to the right; made anew each time."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent.program import Program
+from agent.records import Experiment
+
+COLUMNS = ("commit", "METRIC", "memory_gb", "status", "description")
+FURTHER = (
+    "experiment",
+    "category",
+    "effect",
+    "interval_low",
+    "interval_high",
+    "trials",
+    "seconds",
+    "tokens",
+    "usd",
+    "proposer",
+    "reason",
+)
+
+
+def write_results(path: Path, experiments: Sequence[Experiment], program: Program) -> None:
+    """Write aside, then rename: a reader never sees half a table."""
+    aside = path.with_suffix(".tmp")
+    with aside.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
+        table.writerow([program.metric.name if name == "METRIC" else name for name in COLUMNS + FURTHER])
+        table.writerows(row(e) for e in experiments if e.state == "published")
+    os.replace(aside, path)
+
+
+def row(experiment: Experiment) -> list[str]:
+    """One line; a field that was not measured stays empty, and no field holds a tab or a newline."""
+    verdict = experiment.verdict
+    assert verdict is not None
+    low, high = verdict.interval or (None, None)
+    memory = [m.peak_memory_gb for m in experiment.measurements if m.peak_memory_gb is not None]
+    metric = verdict.metric if verdict.metric is not None else next(iter(experiment.metrics), None)
+    cells = [
+        (experiment.commit or "")[:7],
+        metric,
+        max(memory, default=None),
+        verdict.kind,
+        experiment.label,
+        experiment.number,
+        experiment.proposal.category if experiment.proposal else None,
+        verdict.effect,
+        low,
+        high,
+        len(experiment.measurements),
+        seconds(experiment),
+        experiment.tokens,
+        experiment.usd,
+        experiment.proposer,
+        verdict.reason,
+    ]
+    return [cell(value) for value in cells]
+
+
+def seconds(experiment: Experiment) -> float:
+    """Wall seconds of all its trials: startup, training and evaluation."""
+    return sum(m.startup_seconds + m.training_seconds + m.evaluation_seconds for m in experiment.measurements)
+
+
+def cell(value: object) -> str:
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
