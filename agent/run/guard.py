@@ -144,7 +144,7 @@ def start(argv: list[str], limits: dict) -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (limits["memory"], limits["memory"]))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out all the same, this is what the kernel ends first
-        os.execv(argv[0], argv)
+        os.execve(argv[0], argv, {})  # bwrap's own environment can be read in the room as /proc/1/environ
     except OSError as error:
         print(f"sandbox: {argv[0]} does not start: {error}", file=sys.stderr, flush=True)
     os._exit(127)

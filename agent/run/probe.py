@@ -1,0 +1,226 @@
+"""The self-probe: before the first trial, try to break out of the very room that trials will run in.
+
+Everything it tries to reach is real and planted by the probe itself (a file with a secret, a process, a
+listener), so that a sandbox which does nothing fails every check; tests/test_sandbox.py shows that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from agent.run.sandbox import Bubblewrap, Room, Sandbox
+
+TIMEOUT_SECONDS = 60.0
+DAEMON_SECONDS = 5.0  # how long the probe's stray process lives where nothing ends it
+
+# Runs in the room. Prints a JSON list of what it managed to do.
+SCRIPT = r"""
+import fcntl, glob, json, os, socket, sys, time
+plan = json.loads(sys.argv[1]); done = []
+def attempt(what):
+    def run(function):
+        try:
+            if function(): done.append(what)
+        except OSError: pass
+    return run
+def connects(family, kind, address):
+    with socket.socket(family, kind) as s:
+        s.settimeout(2); s.connect(address); s.sendall(b"probe")
+        return kind == socket.SOCK_STREAM or s.recv(9) == b"heard"
+def readable(path, secret=plan["secret"]):
+    try: return secret.encode() in open(path, "rb").read()
+    except OSError: return False
+def told(path):
+    return readable(path, plan["shadow"][::-1])  # reversed, as the plan is in this command line
+for path in plan["read"]:
+    attempt("read " + path)(lambda: readable(path))
+for path in plan["write"]:
+    attempt("write " + path)(lambda: os.close(os.open(path, os.O_WRONLY)) is None)
+for path in plan["create"]:  # the room may have an empty folder of that name: the host's one is looked at
+    attempt("")(lambda: os.close(os.open(path + "/" + plan["mark"], os.O_WRONLY | os.O_CREAT)))
+for path in plan["list"]:
+    attempt("list " + path)(lambda: bool(os.listdir(path)))
+attempt("read a key in the environment")(lambda: plan["secret"] in os.environ.values())
+attempt("connect to TCP on the host's loopback")(lambda: connects(2, 1, ("127.0.0.1", plan["tcp"])))
+attempt("reach UDP on the host's loopback")(lambda: connects(2, 2, ("127.0.0.1", plan["udp"])))
+attempt("connect to an abstract unix socket of the host")(lambda: connects(1, 1, "\0" + plan["mark"]))
+attempt("connect to a unix socket file of the host")(lambda: connects(1, 1, plan["unix"]))
+attempt("see a process of the host")(lambda: any(map(told, glob.glob("/proc/[0-9]*/cmdline"))))
+attempt("read a host process")(lambda: any(map(told, glob.glob("/proc/[0-9]*/environ"))))
+attempt("signal a process of the host")(lambda: os.kill(plan["pid"], 0) is None
+                                        and told("/proc/%d/cmdline" % plan["pid"]))
+attempt("use more than one GPU")(lambda: len(glob.glob("/dev/nvidia[0-9]*")) > plan["gpus"])
+if plan["outlive"]:
+    ready, tell = os.pipe()
+    if not os.fork():
+        os.setsid()
+        if os.fork(): os._exit(0)
+        os.close(0); os.close(1); os.close(2)
+        lock = os.open(plan["outlive"], os.O_RDWR | os.O_CREAT); fcntl.flock(lock, fcntl.LOCK_EX)
+        os.write(tell, b"x"); time.sleep(plan["seconds"]); os._exit(0)
+    os.read(ready, 1)
+print(json.dumps(done), flush=True)
+"""
+
+
+def probe(
+    sandbox: Sandbox,
+    home: Path,
+    repository: Path,
+    *,
+    data: Sequence[Path] = (),
+    holdout: Sequence[Path] = (),
+    slot: int | None = None,
+    env: Mapping[str, str] | None = None,
+    protected: Sequence[str] = (),
+) -> list[str]:
+    """Try to break out of rooms as the executor makes them; what succeeded, empty when the sandbox holds.
+
+    `home` is the run's folder (ledger, slots), `protected` names files of `repository`. About 0.3 s. Where
+    only the container's /proc can be had, seeing the names of its processes is not counted.
+    """
+    environment = dict(env or {"PATH": os.environ.get("PATH", os.defpath)})
+    home.mkdir(parents=True, exist_ok=True)
+    with _planted(home, repository) as (folder, plan):
+        for name in protected:
+            if (repository / name).is_file():
+                shutil.copy(repository / name, folder / "work")
+                plan["write"] += [str(repository / name), str(folder / "work" / Path(name).name)]
+        plan["list"] += [str(path) for path in holdout]
+        plan["gpus"] = 0 if slot is None else 1
+        lent = folder / "data"
+        room = Room(
+            folder / "work",
+            folder / "output",
+            data=(*data, lent),
+            hidden=(*holdout, lent / "heldout"),
+            slot=slot,
+            env=environment,
+        )
+        done = _attempt(sandbox, room, [], plan)
+        if _outlived(folder / "output" / "alive"):
+            done.append("leave a process behind that outlives the trial")
+        judge = Room(
+            room.workdir,
+            room.output,
+            data=(*room.data, *(path for path in holdout if path.exists())),
+            hidden=room.hidden,
+            slot=slot,
+            env=environment,
+            nested=True,
+        )
+        if prefix := sandbox.inner(judge):
+            plan |= {"outlive": "", "create": [*plan["create"], str(room.output)]}
+            done += [f"in the evaluation: {what}" for what in _attempt(sandbox, judge, prefix, plan)]
+    if isinstance(sandbox, Bubblewrap) and not sandbox.fresh_proc:
+        done = [what for what in done if not what.endswith("see a process of the host")]
+    # the evaluation's model may see the evaluator's processes where /proc can't be mounted twice: they hold
+    # nothing that it could read, and the planted one is not among them
+    return done
+
+
+def _attempt(sandbox: Sandbox, room: Room, prefix: Sequence[str], plan: Mapping) -> list[str]:
+    argv = sandbox.wrap([*prefix, sys.executable, "-I", "-c", SCRIPT, json.dumps(plan)], room)
+    ran = subprocess.run(
+        argv,
+        env={**room.env, "RESEARCH_PROBE_KEY": plan["secret"]},
+        cwd=room.workdir,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+    )
+    try:
+        done = json.loads(ran.stdout.splitlines()[-1])
+    except (IndexError, json.JSONDecodeError):
+        said = (ran.stderr.strip().splitlines() or ["nothing"])[-1]
+        return [f"keep the probe from running (exit code {ran.returncode}: {said})"]
+    made = [path for path in plan["create"] if (Path(path) / plan["mark"]).exists()]
+    return [*done, *(f"create files in {path}" for path in made)]
+
+
+def _outlived(lock: Path) -> bool:
+    """Whether the probe's stray process still holds its lock two seconds after the trial."""
+    with open(lock, "a") as file:
+        until = time.monotonic() + 2
+        while time.monotonic() < until:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            time.sleep(0.01)
+    return True
+
+
+@contextlib.contextmanager
+def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
+    """Everything that a room must keep out of reach, alive for as long as the probe runs."""
+    mark, secret, shadow = f"probe-{secrets.token_hex(6)}", secrets.token_hex(16), secrets.token_hex(16)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-", dir=home)))
+        elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-")))
+        for name in ("work", "output", "data/heldout"):
+            (folder / name).mkdir(parents=True)
+        places = [
+            Path.home() / f".{mark}",
+            folder / "ledger",
+            folder / "data/heldout/val",
+            elsewhere / "secret",
+        ]
+        for place in places:
+            stack.callback(place.unlink, missing_ok=True)
+            place.write_text(secret)
+        tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind(("127.0.0.1", 0))
+        unix, abstract = (socket.socket(socket.AF_UNIX) for _ in range(2))
+        for listener, address in ((unix, str(elsewhere / "socket")), (abstract, "\0" + mark)):
+            listener.bind(address)
+            listener.listen()
+        for opened in (tcp, udp, unix, abstract):
+            stack.enter_context(opened)
+        answer = [sys.executable, "-I", "-c", ANSWER, shadow]
+        host = subprocess.Popen(answer, env={"KEY": shadow}, stdin=udp.fileno())
+        stack.callback(host.wait)
+        stack.callback(host.kill)
+        git = repository / ".git"
+        create = [str(path) for path in (git if git.is_dir() else home, home, Path.home(), folder / "work")]
+        for path in create:
+            stack.callback((Path(path) / mark).unlink, missing_ok=True)
+        yield (
+            folder,
+            {
+                "secret": secret,
+                "mark": mark,
+                "shadow": shadow[::-1],
+                "read": [str(place) for place in places],
+                "write": [str(place) for place in places],
+                "create": create,
+                "list": [],
+                "pid": host.pid,
+                "tcp": tcp.getsockname()[1],
+                "udp": udp.getsockname()[1],
+                "unix": str(elsewhere / "socket"),
+                "outlive": str(folder / "output" / "alive"),
+                "seconds": DAEMON_SECONDS,
+            },
+        )
+
+
+# The host process that the room must not see, signal or read; it also answers the UDP socket, its stdin.
+ANSWER = """
+import socket
+udp = socket.socket(fileno=0)
+while True:
+    udp.sendto(b"heard", udp.recvfrom(9)[1])
+"""
