@@ -1,0 +1,160 @@
+"""Puts a night together from flags, program.md and what the repository and the machine hold."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from agent.errors import Failure
+from agent.judge.stoppers import Limits
+from agent.ledger import Ledger
+from agent.loop import Loop
+from agent.program import Device, Program, load_program
+from agent.propose.choose import banner, choose_proposer
+from agent.report.terminal import Terminal
+from agent.run.local import LocalExecutor
+from agent.run.probe import probe
+from agent.run.sandbox import choose_sandbox
+from agent.workspace import Workspace, open_repository
+
+KEEP_FREE_BYTES = 2 << 30  # of disk, below which a night is not begun
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line says; `contract` lies over program.md's front matter."""
+
+    tag: str | None
+    proposer: str
+    model: str | None
+    base_url: str | None
+    command: str | None
+    replay: Path | None
+    sandbox: str
+    limits: Limits
+    contract: Mapping[str, Any] = field(default_factory=dict)
+
+
+def assemble(repo: Path, flags: Flags, today: str) -> Loop:
+    """Everything a night needs, checked before anything is run. Raises Failure, one line."""
+    root = Path(str(open_repository(repo).working_dir))
+    tag = flags.tag or default_tag(root, today)
+    workspace = Workspace(root, tag)
+    reread = partial(load_program, root / "program.md", defaults(root) | dict(flags.contract))
+    program, device = reread(), find_device()
+    budget = program.budget_on(device)
+    workspace.check(workspace.head, [*program.edit, *program.protect])
+    proposer = choose_proposer(
+        flags.proposer, model=flags.model, base_url=flags.base_url, command=flags.command, replay=flags.replay
+    )
+    if flags.limits.usd is not None and proposer.unpriced:
+        raise Failure(f"the price of {proposer.model} is not known, so --usd can't be kept: leave --usd out")
+    workspace.prepare_home()
+    ledger = Ledger(workspace.home)
+    terminal = Terminal(workspace.home)
+    same_night(ledger, program)
+    sandbox = choose_sandbox(flags.sandbox, private=(root,))
+    if ledger.get("sandbox", sandbox.name) != sandbox.name:
+        ledger.note(f"the sandbox changed from {ledger.get('sandbox')} to {sandbox.name}")
+    ledger.set("sandbox", sandbox.name)
+    terminal.say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
+    terminal.say(banner(proposer))
+    if sandbox.name == "none":
+        terminal.say("NO SANDBOX: code that nobody has read runs with all your rights")
+    elif escapes := probe(sandbox, workspace.home):
+        raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
+    for path in workspace.uncommitted([*program.edit, *program.protect]):
+        terminal.say(f"{path} has uncommitted changes: the night works on the committed version")
+    prepare_data(program, root, ledger)
+    executor = LocalExecutor(workspace.home, workspace.export, sandbox, device, root=root)
+    executor.check(program)
+    return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal)
+
+
+def default_tag(root: Path, today: str) -> str:
+    """The newest night that has not ended, or today's date, counted up where there is one already."""
+    home = newest(root)
+    if home is not None and Ledger(home, readonly=True).get("ended") != "yes":
+        return home.name
+    taken = {path.name for path in nights(root)}
+    names = [today, *(f"{today}-{n}" for n in range(2, 1000))]
+    return next(name for name in names if name not in taken)
+
+
+def nights(root: Path) -> list[Path]:
+    """Folders of all nights, oldest first."""
+    ledgers = sorted((root / ".research").glob("*/ledger.db"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in ledgers]
+
+
+def newest(root: Path) -> Path | None:
+    return nights(root)[-1] if nights(root) else None
+
+
+def contract(ledger: Ledger) -> Program:
+    """The program that a night was begun with."""
+    return Program.model_validate_json(ledger.get("program"))
+
+
+def same_night(ledger: Ledger, program: Program) -> None:
+    """A night has one contract: trials under another can't be compared. Raises Failure."""
+    if not ledger.get("program"):
+        ledger.set("program", program.model_dump_json())
+    elif changed := program.other_race(contract(ledger)):
+        raise Failure(f"this night was begun with another {changed}: choose a new --tag, or change it back")
+    ledger.set("ended", "")
+
+
+def defaults(root: Path) -> dict[str, Any]:
+    """For a program.md without front matter (the original autoresearch form): the evaluator is protected."""
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        text = (root / "program.md").read_text(encoding="utf-8")
+        if not text.startswith("---") and (root / "prepare.py").is_file():
+            return {"protect": ["prepare.py"]}
+    return {}
+
+
+def find_device() -> Device:
+    """`cuda` where the driver sees a GPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return "cuda" if pynvml.nvmlDeviceGetCount() else "cpu"
+    except pynvml.NVMLError:
+        return "cpu"
+
+
+def prepare_data(program: Program, root: Path, ledger: Ledger) -> None:
+    """Run the `prepare` command, and hold the night to what it reports (the data's hash). Raises Failure."""
+    if not program.prepare:
+        return
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+    try:
+        ran = subprocess.run(
+            shlex.split(program.prepare),
+            cwd=root,
+            env={**os.environ, "PATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+            timeout=program.timeouts.prepare,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Failure(f"`{program.prepare}` failed: {error}") from None
+    if ran.returncode:
+        raise Failure(f"`{program.prepare}` failed with exit code {ran.returncode}: it says why above")
+    told = dict(re.findall(r"(?m)^(\w+):[ \t]*(.+?)[ \t]*$", ran.stdout))
+    before = json.loads(ledger.get("prepared", "{}"))
+    if before and before.get("data_hash") != told.get("data_hash"):
+        raise Failure("the prepared data changed since this night began: choose a new --tag")
+    ledger.set("prepared", json.dumps(told))
