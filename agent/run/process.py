@@ -1,0 +1,294 @@
+"""Run one command to its very end: read all it says, hold it to its limits, leave nothing of it behind.
+
+What belongs to a command is found in four ways, because code under test may hide from any one of them:
+its process group, its session, its descendants as they were seen while it ran, and a mark in the
+environment that children inherit. In a sandbox the pid namespace does the same once more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from agent.run.log import Lines, Log
+
+MARK = "RESEARCH_TRIAL"  # environment variable: the unique id of the command a process belongs to
+CHUNK = 1 << 16
+# Linux only: the kernel kills the command when the thread that started it dies. A wrapper that becomes the
+# command, because running Python between fork and exec (preexec_fn) is not safe in a program with threads.
+START = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit(1)
+try:
+    os.execvp(sys.argv[2], sys.argv[2:])
+except OSError as error:
+    sys.exit(f"can't run {sys.argv[2]!r}: {error.strerror}")
+"""
+
+
+class Limit:
+    """A deadline and what to say when it passes; may be moved while the command runs."""
+
+    def __init__(self, seconds: float, why: str):
+        self.within(seconds, why)
+
+    def within(self, seconds: float, why: str) -> None:
+        """From now on, `seconds` are left (0: end it at once)."""
+        self.at, self.why = time.monotonic() + seconds, why
+
+
+class Cancel:
+    """Ends a command from another thread. Made before it starts, closed after it has ended."""
+
+    def __init__(self):
+        self.asked = self.now = False
+        self.reader, self._writer = os.pipe()
+        os.set_blocking(self.reader, False)
+        self._lock = threading.Lock()
+
+    def ask(self, now: bool = False) -> None:
+        """SIGTERM and a grace; `now`: SIGKILL. May be called again, and after the end."""
+        with self._lock:
+            self.asked, self.now = True, self.now or now
+            if self._writer >= 0:
+                os.write(self._writer, b"x")
+
+    def close(self) -> None:
+        with self._lock:
+            for end in (self.reader, self._writer):
+                os.close(end)
+            self.reader = self._writer = -1
+
+
+class Tree:
+    """All processes that belong to one command. `pid`: the command's own; None: it is gone."""
+
+    def __init__(self, pid: int | None, mark: str):
+        self.pid, self.mark = pid, mark
+        self.seen: set[psutil.Process] = set()
+
+    def look(self) -> int:
+        """Remember the descendants that live now; the memory they and the command hold, in bytes."""
+        held = 0
+        if self.pid is None:
+            return held
+        with contextlib.suppress(psutil.Error):
+            top = psutil.Process(self.pid)
+            below = top.children(recursive=True)
+            self.seen.update(below)
+            for process in (top, *below):
+                with contextlib.suppress(psutil.Error):
+                    held += process.memory_info().rss
+        return held
+
+    def signal_group(self, number: int) -> None:
+        if self.pid is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def kill(self, seconds: float = 10.0) -> int:
+        """SIGKILL everything, again until nothing is left or `seconds` have passed. How many there were."""
+        self.look()
+        ended, until = set(), time.monotonic() + seconds
+        while True:
+            self.signal_group(signal.SIGKILL)
+            left = self._strays()
+            if not left or time.monotonic() > until:
+                return len(ended)
+            for process in left:
+                with contextlib.suppress(psutil.Error):
+                    process.kill()
+            ended.update(left)
+            psutil.wait_procs(left, timeout=0.5)
+
+    def _strays(self) -> list[psutil.Process]:
+        found = []
+        for pid in psutil.pids():
+            if pid in (self.pid, os.getpid()):
+                continue
+            with contextlib.suppress(psutil.Error, OSError):
+                process = psutil.Process(pid)
+                mine = process in self.seen or (self.pid is not None and os.getsid(pid) == self.pid)
+                mine = mine or process.environ().get(MARK) == self.mark
+                if mine and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    """Exit code; negative: the signal."""
+    stopped: str
+    """Why it was stopped: what the limit said, or "interrupted"; empty when it ended by itself."""
+    seconds: float
+    peak_bytes: int
+    """Most memory that its processes held together, as sampled about once a second."""
+
+
+def run_process(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    log: Log,
+    limit: Limit,
+    cancel: Cancel,
+    on_line: Callable[[str], None] = lambda line: None,
+    apart: bool = False,
+    sample: Callable[[], None] = lambda: None,
+    record: Path | None = None,
+    grace: float = 5.0,
+) -> Ended:
+    """Run `argv` until it ends, its limit passes or it is cancelled; then end all that is left of it.
+
+    `on_line` gets each cleaned line of its output; where `apart`, of stdout alone, and stderr goes to the log
+    only. `sample` is called about once a second. At the limit: SIGTERM to the group, `grace` seconds, SIGKILL
+    to everything. `record` names the command on disk while it runs, so that `reap` can end it after a crash
+    of this program. The calling thread stays here all the while: the kernel ties the command to it.
+    """
+    mark, started = uuid.uuid4().hex, time.monotonic()
+    _note(record, mark)
+    process = subprocess.Popen(
+        [sys.executable, "-ISc", START, str(os.getpid()), *argv],
+        cwd=cwd,
+        env={**env, MARK: mark},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE if apart else subprocess.STDOUT,
+        bufsize=0,
+        start_new_session=True,
+    )
+    tree = Tree(process.pid, mark)
+    with _Reader(process, log, on_line, cancel) as reader:
+        stopped, peak, kill_at = "", 0, float("inf")
+        try:
+            _note(record, mark, process.pid)
+            look_at = started + 0.1
+            while process.poll() is None and time.monotonic() < kill_at:
+                reader.read(min(look_at, kill_at if stopped else limit.at) - time.monotonic())
+                if (now := time.monotonic()) >= look_at:
+                    peak = max(peak, tree.look())
+                    sample()
+                    look_at = now + max(1.0, 50 * (time.monotonic() - now))  # at most 2% of a core
+                if not stopped and (cancel.asked or now >= limit.at):
+                    stopped = "interrupted" if cancel.asked else limit.why
+                    kill_at = now + grace
+                    tree.signal_group(signal.SIGTERM)
+                if cancel.now:
+                    break
+        finally:
+            tree.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # unkillable only inside a driver
+                process.wait(10)
+            reader.rest()
+            if record:
+                record.unlink(missing_ok=True)
+    code = process.returncode if process.returncode is not None else -signal.SIGKILL
+    return Ended(code, stopped, time.monotonic() - started, peak)
+
+
+class _Reader:
+    """The one reader of a command's output; also wakes when it ends and when it is cancelled."""
+
+    def __init__(
+        self, process: subprocess.Popen[bytes], log: Log, on_line: Callable[[str], None], cancel: Cancel
+    ):
+        self._log, self._on_line, self._stdout = log, on_line, process.stdout
+        self._pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
+        self._selector = selectors.DefaultSelector()
+        for pipe in self._pipes:
+            os.set_blocking(pipe.fileno(), False)
+            self._selector.register(pipe, selectors.EVENT_READ, Lines())
+        self._selector.register(cancel.reader, selectors.EVENT_READ)
+        self._pidfd = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
+        if self._pidfd >= 0:
+            self._selector.register(self._pidfd, selectors.EVENT_READ)
+
+    def read(self, seconds: float) -> bool:
+        """Wait for something at most so long; take one chunk of each stream. False: no stream had any."""
+        heard = False
+        wait = max(0.0, seconds if self._pidfd >= 0 else min(seconds, 0.1))
+        for key, _ in self._selector.select(wait):
+            if isinstance(key.data, Lines):
+                heard = True
+                self._take(key)
+            elif key.fd != self._pidfd:
+                os.read(key.fd, CHUNK)
+        return heard
+
+    def _take(self, key: selectors.SelectorKey) -> None:
+        chunk = os.read(key.fd, CHUNK)
+        self._log.write(chunk)
+        if not chunk:
+            self._selector.unregister(key.fileobj)
+        for line, overwritten in key.data.feed(chunk or b"\n"):  # the end completes the last line
+            self._log.line(line, overwritten)
+            if line and key.fileobj is self._stdout:
+                self._on_line(line)
+
+    def rest(self) -> None:
+        """What was still in the pipes, for a second at most: a stray that got away may hold them open."""
+        until = time.monotonic() + 1
+        if self._pidfd >= 0:
+            self._selector.unregister(self._pidfd)
+        while time.monotonic() < until and self.read(0):
+            pass
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        for pipe in self._pipes:
+            pipe.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+
+
+def _note(record: Path | None, mark: str, pid: int | None = None) -> None:
+    """Write down, atomically, which command is running."""
+    if record is None:
+        return
+    created = psutil.Process(pid).create_time() if pid is not None else None
+    part = record.with_suffix(".part")
+    part.write_text(json.dumps({"mark": mark, "pid": pid, "created": created}))
+    os.replace(part, record)
+
+
+def reap(home: Path) -> int:
+    """End what commands recorded below `home` left behind when this program was killed. How many processes.
+
+    A process is taken for the recorded one only if pid and start time agree; its children by the mark.
+    """
+    ended = 0
+    for record in sorted(home.glob("slots/*/process.json")):
+        with contextlib.suppress(json.JSONDecodeError, KeyError):
+            noted = json.loads(record.read_text())
+            pid = None
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(noted["pid"]) if noted["pid"] else None
+                if process and abs(process.create_time() - noted["created"]) < 2:
+                    pid = process.pid
+            tree = Tree(pid, noted["mark"])
+            ended += tree.kill() + (pid is not None)
+        record.unlink()
+    return ended

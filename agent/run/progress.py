@@ -1,0 +1,133 @@
+"""What a training run says of itself: progress lines, `name: value` lines, and the metric.
+
+Scripts differ, so progress lines are read liberally: a line with a step (step, iter, epoch, batch) and a
+loss is one. The first of them means that training has begun.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import time
+from collections import deque
+
+from agent.program import Metric
+
+NUMBER = r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+STEP = re.compile(r"(?i)(?<![a-z])(?:step|iter(?:ation)?|epoch|batch|update)s?['\"]?\s*[:=#]?\s*\[?\s*(\d+)")
+LOSS = re.compile(
+    rf"(?i)([a-z]+[ _/.-])?(?<![a-z])loss['\"]?\s*[:=(]?\s*({NUMBER}|[-+]?(?:nan|inf(?:inity)?)\b)"
+)
+OTHER_LOSS = ("val", "eval", "test", "valid", "validation", "dev", "best", "aux")
+# A share of the budget stands by itself (`| 48.0% |`, `(12.0%)`) or is named so; `mfu: 40%` is none.
+SHARE = re.compile(rf"(?i)(?:^|[|(\[,;]|\b(?:done|progress|share|budget|complete)\s*[:=]?)\s*({NUMBER})\s*%")
+VALUE = re.compile(rf"\s*([A-Za-z_][\w./-]{{0,63}})\s*[:=]\s*({NUMBER})\s*")
+MEMORY = re.compile(
+    r"(?i)out of memory|MemoryError|bad_alloc|can(?:no|')t allocate memory|STATUS_ALLOC_FAILED"
+)
+RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?")
+POINTS = 512  # of the curve; when there are more, every other one is dropped
+NUMBERS = 200  # distinct names that are kept
+TEXT = 200_000  # characters at the end of the output in which the metric is looked for
+
+
+class Progress:
+    """Reads the lines of one command as they come; `budget_seconds` scales the curve where no `P%` is."""
+
+    def __init__(self, budget_seconds: float):
+        self.numbers: dict[str, float] = {}
+        """`name: value` lines, the last value of each; finite ones only."""
+        self.began = self.last = 0.0
+        """time.monotonic() of the first and the last progress line; 0: there was none."""
+        self.diverged = ""
+        """Why the loss is no number, once it is none: one line."""
+        self._budget = budget_seconds
+        self._points: list[tuple[float | None, float, float]] = []  # share as printed, by the clock, loss
+        self._every, self._count = 1, 0
+        self._lines: deque[str] = deque()
+        self._size = 0
+
+    def feed(self, line: str) -> None:
+        self._lines.append(line)
+        self._size += len(line) + 1
+        while self._size > TEXT:
+            self._size -= len(self._lines.popleft()) + 1
+        if value := VALUE.fullmatch(line):
+            self._number(value[1], float(value[2]))
+        elif (step := STEP.search(line)) and (loss := _loss(line)) is not None:
+            self._progress(step[1], loss, SHARE.search(line))
+
+    def _number(self, name: str, value: float) -> None:
+        if math.isfinite(value) and (name in self.numbers or len(self.numbers) < NUMBERS):
+            self.numbers[name] = value
+
+    def _progress(self, step: str, loss: float, share: re.Match[str] | None) -> None:
+        self.last = time.monotonic()
+        self.began = self.began or self.last
+        if not math.isfinite(loss):
+            self.diverged = self.diverged or f"the training loss is {loss} at step {step}"
+            return
+        if self._count % self._every == 0:
+            clock = (self.last - self.began) / self._budget
+            self._points.append((float(share[1]) / 100 if share else None, clock, loss))
+        self._count += 1
+        if len(self._points) > POINTS:
+            self._points, self._every = self._points[::2], self._every * 2
+
+    @property
+    def text(self) -> str:
+        """The end of the output, cleaned."""
+        return "\n".join(self._lines)
+
+    @property
+    def curve(self) -> tuple[tuple[float, float], ...]:
+        """(share of the budget in 0..1, training loss). The share as printed, where it is one of the whole:
+        a bar that starts again with every epoch is not, and then the clock stands for it."""
+        printed = [point[0] for point in self._points]
+        known = [share for share in printed if share is not None]
+        whole = len(known) == len(printed) and known == sorted(known)
+        shares = known if whole else [point[1] for point in self._points]
+        return tuple(
+            (min(1.0, max(0.0, share)), point[2]) for share, point in zip(shares, self._points, strict=True)
+        )
+
+
+def _loss(line: str) -> float | None:
+    """The training loss that the line tells; None: none."""
+    for match in LOSS.finditer(line):
+        if (match[1] or "").lower().rstrip(" _/.-") not in OTHER_LOSS:
+            return float(match[2])
+    return None
+
+
+def find_metric(metric: Metric, text: str) -> float:
+    """The last value of the metric in `text`, finite. Raises ValueError: one line that says what is wrong."""
+    found = metric.regex.findall(text)
+    if not found:
+        looked = f"/{metric.pattern}/" if metric.pattern else f"a line `{metric.name}: <number>`"
+        raise ValueError(f"no {metric.name} in the output: looked for {looked}")
+    last = found[-1] if isinstance(found[-1], str) else found[-1][0]
+    try:
+        value = float(last.replace(",", "").replace("_", ""))
+    except ValueError:
+        raise ValueError(f"{metric.name} is no number: {last[:80]!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{metric.name} is {value}")
+    return value
+
+
+def explain_exit(code: int, tail: str) -> str:
+    """Why a command ended with this exit code (negative: signal), by the end of its log: one line."""
+    lines = [line for line in tail.splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith("sandbox: ")), "")
+    traced = [i for i, line in enumerate(lines) if line.startswith("Traceback (most recent call last)")]
+    if traced and not said:
+        said = next((line for line in lines[traced[-1] + 1 :] if not line[0].isspace()), "")
+    said = said or next((line for line in reversed(lines) if RAISED.fullmatch(line)), "")
+    number = -code if code < 0 else code - 128
+    if number in signal.valid_signals() and not said:
+        said = f"killed by {signal.Signals(number).name}"
+        said += ": was the machine out of memory?" if number == signal.SIGKILL else ""
+    said = said or f"exit code {code}" + (f": {lines[-1].strip()}" if lines else "")
+    return (said if not MEMORY.search(said) else f"out of memory: {said}")[:300]
