@@ -19,9 +19,8 @@ from agent import init as starter
 from agent.errors import Failure
 from agent.judge.stoppers import Limits
 from agent.ledger import Ledger
-from agent.loop import Loop
 from agent.night import Flags, assemble, newest, nights
-from agent.program import load_program
+
 from agent.report.terminal import experiments_table, summary
 from agent.workspace import open_repository
 

@@ -13,9 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from agent.errors import Failure
-from agent.night import find_device
+from agent.night import find_device, must_hold
 from agent.program import load_program
-from agent.run.probe import probe
 from agent.run.sandbox import Bubblewrap
 from agent.workspace import Workspace, open_repository
 
@@ -85,8 +84,7 @@ def describe_sandbox(repo: Path) -> str:
     sandbox = Bubblewrap(private=(workspace.root,))
     workspace.prepare_home()
     try:
-        if escapes := probe(sandbox, workspace.home):
-            raise Failure(f"it does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
+        must_hold(sandbox, workspace, load_program(workspace.root / "program.md"))
     finally:
         shutil.rmtree(workspace.home, ignore_errors=True)
     return f"bubblewrap at {sandbox.bwrap} holds"

@@ -53,7 +53,8 @@ class Loop:
     ):
         self.reread, self.program = reread, reread()
         self.workspace, self.ledger, self.executor, self.proposer = workspace, ledger, executor, proposer
-        self.limits, self.device, self.terminal = limits, device, terminal
+        self.limits, self.terminal = limits, terminal
+        self.device: Device = device
         self.ending: str | None = None  # why nothing new is begun
         self.outages = 0  # of the proposer, in a row
         self.interrupts = 0  # Ctrl-C: once ends the trials, twice ends at once
@@ -100,26 +101,30 @@ class Loop:
             self.ending = str(stop)
             self.ledger.abandon(number)
 
+    def interrupt(self) -> None:
+        """Ctrl-C: the first ends the trials cleanly, a second one ends everything at once."""
+        self.interrupts += 1
+
     # The steps of an experiment. Each returns what to wait for, or None when the next step may follow.
 
     def propose(self, experiment: Experiment) -> Waiting | None:
         """Ask for a proposal, or make one of the reply that has come."""
-        call = experiment.calls[-1] if experiment.calls else None
         request = self.request(experiment)
-        if call is None:
+        if not experiment.calls:
             return self.ask(experiment, request, "first")
-        if call.reply is None:  # the answer never came: ask the same again
-            return self.ask(experiment, request, call.kind)
+        reply = experiment.calls[-1].reply
+        if reply is None:  # the answer never came: ask the same again
+            return self.ask(experiment, request, experiment.calls[-1].kind)
         try:
-            if call.reply.unusable:
-                raise EditError(call.reply.unusable)
-            proposal = edits.parse_reply(call.reply.text)
+            if reply.unusable:
+                raise EditError(reply.unusable)
+            proposal = edits.parse_reply(reply.text)
             files = edits.apply_edits(proposal, request.files, self.program.edit)
         except EditError as error:
             repairs = sum(1 for call in experiment.calls if call.kind == "repair" and call.reply)
             if repairs >= REPAIRS:
                 return self.refuse(experiment, "invalid", str(error))
-            return self.ask(experiment, context.repair(request, call.reply.text, str(error), repairs + 1), "repair")
+            return self.ask(experiment, context.repair(request, reply.text, str(error), repairs + 1), "repair")
         self.ledger.proposed(experiment.number, proposal, files)
         return None
 
@@ -216,7 +221,7 @@ class Loop:
         if commit:
             self.workspace.pin(experiment.number, commit)
         self.ledger.published(experiment.number, commit)
-        self.executor.forget(experiment.number)
+        self.executor.forget(experiment.number, verdict.kept)
         write_results(self.workspace.home / "results.tsv", self.ledger.experiments(), self.program)
         self.terminal.published(self.ledger.experiment(experiment.number), self.program)
         return None
@@ -255,7 +260,7 @@ class Loop:
         except ProposerError as error:
             self.outages += 1
             if error.reply is not None:  # paid for, but cut off or refused
-                self.ledger.replied(number, turn, error.reply)
+                self.ledger.replied(number, turn, error.reply.model_copy(update={"unusable": str(error)}))
             else:
                 self.ledger.unanswered(number, turn)
             if error.final or self.outages > PATIENCE or self.leaving.is_set():
@@ -326,10 +331,11 @@ class Loop:
 
     def facts(self) -> dict[str, object]:
         """What a prompt says beside the contract and the history."""
+        noise = Noise.of_night(self.finished())
         return {
-            "noise": str(Noise.of_night(self.finished())),
-            "budget": str(self.program.budget_on(self.device)),
-            "device": self.device,
+            "noise": 2 * noise.sigma if noise.sigma is not None else None,
+            "Noise between seeds": str(noise),
+            "This machine trains on": self.device,
         }
 
     def refuse(self, experiment: Experiment, kind: Any, reason: str) -> None:

@@ -24,7 +24,7 @@ from agent.propose.choose import banner, choose_proposer
 from agent.report.terminal import Terminal
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe
-from agent.run.sandbox import choose_sandbox
+from agent.run.sandbox import Sandbox, choose_sandbox
 from agent.workspace import Workspace, open_repository
 
 KEEP_FREE_BYTES = 2 << 30  # of disk, below which a night is not begun
@@ -57,8 +57,6 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     proposer = choose_proposer(
         flags.proposer, model=flags.model, base_url=flags.base_url, command=flags.command, replay=flags.replay
     )
-    if flags.limits.usd is not None and proposer.unpriced:
-        raise Failure(f"the price of {proposer.model} is not known, so --usd can't be kept: leave --usd out")
     workspace.prepare_home()
     ledger = Ledger(workspace.home)
     terminal = Terminal(workspace.home)
@@ -71,14 +69,22 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     terminal.say(banner(proposer))
     if sandbox.name == "none":
         terminal.say("NO SANDBOX: code that nobody has read runs with all your rights")
-    elif escapes := probe(sandbox, workspace.home):
-        raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
+    else:
+        terminal.say(f"trials run in {sandbox.name}; trying to break out of it first")
+        must_hold(sandbox, workspace, program)
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         terminal.say(f"{path} has uncommitted changes: the night works on the committed version")
     prepare_data(program, root, ledger)
     executor = LocalExecutor(workspace.home, workspace.export, sandbox, device, root=root)
     executor.check(program)
     return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal)
+
+
+def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
+    """Try to break out of the sandbox. Raises Failure where anything succeeds."""
+    holdout = [workspace.root / Path(name).expanduser() for name in program.holdout]
+    if escapes := probe(sandbox, workspace.home, workspace.root, program.protect, holdout=holdout):
+        raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
 
 
 def default_tag(root: Path, today: str) -> str:

@@ -207,8 +207,6 @@ def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Prog
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 2}" if mark else "its front matter"
         raise ProgramError(f"program.md: {where} is not YAML; between --- lines write: {EXAMPLE}") from None
-    if not isinstance(front, dict):
-        raise ProgramError(f"program.md: the front matter must be keys and values, like {EXAMPLE}")
     contract = _merge(front, overrides or {})
     if not contract.get("metric"):
         raise ProgramError(f"program.md names no metric to measure; between --- lines write: {EXAMPLE}")

@@ -58,7 +58,7 @@ class Executor(Protocol):
         """Score what this trial saved on the held-out split. The future raises Failure where that fails."""
         ...
 
-    def forget(self, experiment: int) -> None:
+    def forget(self, experiment: int, kept: bool = False) -> None:
         """Delete what the experiment's trials saved: it has been decided."""
         ...
 

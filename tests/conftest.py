@@ -1,0 +1,40 @@
+"""Shared ground: a small real repository to run nights in."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """git as a person would call it, with an identity and without the machine's own configuration."""
+    ran = subprocess.run(
+        ["git", "-c", "user.name=A Person", "-c", "user.email=person@example.com", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return ran.stdout.strip()
+
+
+def make_repository(folder: Path, files: dict[str, str]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "Start")
+    return folder
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """One commit with train.py (prints its metric) and prepare.py."""
+    files = {"train.py": "RATE = 0.5\nprint('loss:', RATE)\n", "prepare.py": "# protected\n"}
+    return make_repository(tmp_path / "repository", files)
