@@ -316,7 +316,7 @@ def test_the_metric_is_the_last_one_and_never_nothing():
         (1, "Traceback (most recent call last):\n  File x\nmy.Oops: bad\nmore", "my.Oops: bad"),
         (1, '  File "t.py", line 1\n    x = (\nSyntaxError: never closed', "SyntaxError: never closed"),
         (-11, "step 1", "killed by SIGSEGV"),
-        (137, "", "killed by SIGKILL: was the machine out of memory?"),
+        (137, "", "killed by SIGKILL: was the machine short of memory?"),
         (2, "usage: x", "exit code 2: usage: x"),
         (3, "", "exit code 3"),
         (

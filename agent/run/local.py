@@ -41,6 +41,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PERSON = ("HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "XDG_CACHE_HOME")
 MACHINE = ("VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER")
 REFUSED = 3  # exit code of an evaluation that refuses: its last line says `violation: <reason>`
+STOPPED = "stopped by the person who runs it"
 GIB = 1 << 30
 
 
@@ -90,9 +91,7 @@ class LocalExecutor:
         self.slots = slots
         self._gpus = visible_gpus() if device == "cuda" else []
         if device == "cuda" and len(self._gpus) < slots:
-            raise Failure(
-                f"{slots} slots need {slots} GPUs, but {len(self._gpus)} can be seen: use fewer slots"
-            )
+            raise Failure(f"{slots} slots need {slots} GPUs, but {len(self._gpus)} can be seen: use fewer slots")
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):
             self._free.put(slot)
@@ -113,11 +112,7 @@ class LocalExecutor:
                 raise Failure("program.md: a command is empty; write for example run: python train.py")
         for name in (*program.data, *program.holdout):
             if not self._path(name).exists():
-                how = (
-                    f"`{program.prepare}` did not make it"
-                    if program.prepare
-                    else "make it, or mend program.md"
-                )
+                how = f"`{program.prepare}` did not make it" if program.prepare else "make it, or mend program.md"
                 raise Failure(f"the data {self._path(name)} does not exist: {how}")
 
     def submit(self, trial: Trial, program: Program) -> Future[Measurement]:
@@ -142,9 +137,7 @@ class LocalExecutor:
                 adopt_cache(output / "cache", self.home / "cache")
             _remove(output)
 
-    def _start(
-        self, trial: Trial, program: Program, name: str, work: Callable[[_Job], Result]
-    ) -> Future[Result]:
+    def _start(self, trial: Trial, program: Program, name: str, work: Callable[[_Job], Result]) -> Future[Result]:
         cancel = Cancel()
         with self._lock:
             self._cancels.add(cancel)
@@ -167,6 +160,8 @@ class LocalExecutor:
 
     def _measure(self, job: _Job) -> Measurement:
         try:
+            if job.cancel.asked:
+                raise _Bad("interrupted", STOPPED)
             self._train(job)
             if job.program.evaluate or job.program.protect:
                 self._fill(job, "pristine", (*job.program.data, *job.program.holdout))
@@ -354,7 +349,7 @@ class LocalExecutor:
 
 def _check_end(ended: Ended, tail: str, prefix: str = "") -> None:
     if ended.stopped == "interrupted":
-        raise _Bad("interrupted", "stopped by the person who runs it")
+        raise _Bad("interrupted", STOPPED)
     if ended.stopped:
         raise _Bad("timeout", ended.stopped)
     if ended.code:

@@ -209,9 +209,7 @@ def run_process(
 class _Reader:
     """The one reader of a command's output; also wakes when it ends and when it is cancelled."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], log: Log, on_line: Callable[[str], None], cancel: Cancel
-    ):
+    def __init__(self, process: subprocess.Popen[bytes], log: Log, on_line: Callable[[str], None], cancel: Cancel):
         self._log, self._on_line, self._stdout = log, on_line, process.stdout
         self._pipes = [pipe for pipe in (process.stdout, process.stderr) if pipe]
         self._selector = selectors.DefaultSelector()

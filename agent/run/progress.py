@@ -16,16 +16,12 @@ from agent.program import Metric
 
 NUMBER = r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 STEP = re.compile(r"(?i)(?<![a-z])(?:step|iter(?:ation)?|epoch|batch|update)s?['\"]?\s*[:=#]?\s*\[?\s*(\d+)")
-LOSS = re.compile(
-    rf"(?i)([a-z]+[ _/.-])?(?<![a-z])loss['\"]?\s*[:=(]?\s*({NUMBER}|[-+]?(?:nan|inf(?:inity)?)\b)"
-)
+LOSS = re.compile(rf"(?i)([a-z]+[ _/.-])?(?<![a-z])loss['\"]?\s*[:=(]?\s*({NUMBER}|[-+]?(?:nan|inf(?:inity)?)\b)")
 OTHER_LOSS = ("val", "eval", "test", "valid", "validation", "dev", "best", "aux")
 # A share of the budget stands by itself (`| 48.0% |`, `(12.0%)`) or is named so; `mfu: 40%` is none.
 SHARE = re.compile(rf"(?i)(?:^|[|(\[,;]|\b(?:done|progress|share|budget|complete)\s*[:=]?)\s*({NUMBER})\s*%")
 VALUE = re.compile(rf"\s*([A-Za-z_][\w./-]{{0,63}})\s*[:=]\s*({NUMBER})\s*")
-MEMORY = re.compile(
-    r"(?i)out of memory|MemoryError|bad_alloc|can(?:no|')t allocate memory|STATUS_ALLOC_FAILED"
-)
+MEMORY = re.compile(r"(?i)out of memory|MemoryError|bad_alloc|can(?:no|')t allocate memory|STATUS_ALLOC_FAILED")
 RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?")
 POINTS = 512  # of the curve; when there are more, every other one is dropped
 NUMBERS = 200  # distinct names that are kept
@@ -88,9 +84,7 @@ class Progress:
         known = [share for share in printed if share is not None]
         whole = len(known) == len(printed) and known == sorted(known)
         shares = known if whole else [point[1] for point in self._points]
-        return tuple(
-            (min(1.0, max(0.0, share)), point[2]) for share, point in zip(shares, self._points, strict=True)
-        )
+        return tuple((min(1.0, max(0.0, share)), point[2]) for share, point in zip(shares, self._points, strict=True))
 
 
 def _loss(line: str) -> float | None:
@@ -128,6 +122,6 @@ def explain_exit(code: int, tail: str) -> str:
     number = -code if code < 0 else code - 128
     if number in signal.valid_signals() and not said:
         said = f"killed by {signal.Signals(number).name}"
-        said += ": was the machine out of memory?" if number == signal.SIGKILL else ""
+        said += ": was the machine short of memory?" if number == signal.SIGKILL else ""
     said = said or f"exit code {code}" + (f": {lines[-1].strip()}" if lines else "")
     return (said if not MEMORY.search(said) else f"out of memory: {said}")[:300]
