@@ -1,0 +1,111 @@
+"""Proposals from a program that reads the prompt on stdin and prints the reply: claude -p, codex exec, llm."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import tempfile
+import time
+
+from agent.errors import Failure, ProposerError
+from agent.propose.context import estimate_tokens
+from agent.protocols import Request
+from agent.records import Reply
+
+DEADLINE = 900.0  # seconds for one reply
+GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+LONGEST_REPLY = 4_000_000  # bytes
+
+
+class CommandProposer:
+    """Runs the command anew for each reply, with the person's own environment and without a shell."""
+
+    name = "command"
+    converses = True
+
+    def __init__(self, command: str, deadline: float = DEADLINE):
+        """Raises Failure when the command can't be understood."""
+        try:
+            self.argv = shlex.split(command)
+        except ValueError as error:
+            raise Failure(f"--command {command!r}: {error}; quote it as for a shell") from None
+        if not self.argv:
+            raise Failure("--command is empty: write for example --command 'claude -p'")
+        self.model = os.path.basename(self.argv[0])
+        self.deadline = deadline
+
+    def most_usd(self, request: Request) -> float | None:
+        """A subscription or a key: the program alone knows."""
+        return None
+
+    def propose(self, request: Request) -> Reply:
+        """Raises ProposerError; final when there is no such program. Tokens are estimates."""
+        started = time.monotonic()
+        prompt = as_text(request)
+        # Files instead of pipes: a grandchild that keeps a pipe open can't hold the loop up.
+        with (
+            tempfile.TemporaryFile() as stdin,
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            stdin.write(prompt.encode())
+            stdin.seek(0)
+            try:
+                process = subprocess.Popen(
+                    self.argv, stdin=stdin, stdout=out, stderr=err, start_new_session=True
+                )
+            except OSError as error:
+                raise ProposerError(
+                    f"--command {self.argv[0]} can't be started: {error.strerror}", final=True
+                ) from None
+            try:
+                code = process.wait(self.deadline)
+            except subprocess.TimeoutExpired:
+                raise ProposerError(f"command {self.model}: no reply within {self.deadline:g} s") from None
+            finally:
+                end(process)
+            out.seek(0)
+            text = out.read(LONGEST_REPLY).decode("utf-8", "replace")
+            if code != 0:
+                err.seek(0)
+                said = err.read(LONGEST_REPLY).decode("utf-8", "replace").strip() or text.strip() or "nothing"
+                raise ProposerError(f"command {self.model}: exit code {code}, last said: {last_line(said)}")
+        if not text.strip():
+            raise ProposerError(f"command {self.model}: it printed nothing")
+        return Reply(
+            text=text,
+            proposer=self.name,
+            model=self.model,
+            input_tokens=estimate_tokens(prompt),
+            output_tokens=estimate_tokens(text),
+            usd=None,
+            seconds=time.monotonic() - started,
+        )
+
+
+def as_text(request: Request) -> str:
+    """The talk as one text, for a program that knows no roles."""
+    titles = {"user": "# Request", "assistant": "# Your reply"}
+    if len(request.turns) == 1:
+        return f"{request.system}\n\n{request.turns[0].text}\n"
+    return (
+        "\n\n".join([request.system, *(f"{titles[turn.role]}\n\n{turn.text}" for turn in request.turns)])
+        + "\n"
+    )
+
+
+def last_line(text: str) -> str:
+    return "".join(c for c in text.splitlines()[-1] if c.isprintable())[:300]
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of the command's process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

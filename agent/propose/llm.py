@@ -1,0 +1,316 @@
+"""What the API proposers share: one retry policy, what a call cost, and the most that it may cost.
+
+A proposer reserves `most_usd` before it calls, so a call must never cost more than that: a call that breaks
+after the model began to answer may be billed, and is repeated only as often as `Policy.paid_calls` allows.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import ipaddress
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import httpx2
+from genai_prices import Usage, calc_price
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_before_delay,
+    wait_exponential_jitter,
+)
+
+from agent.errors import ProposerError
+from agent.propose.context import estimate_tokens, one_line
+from agent.protocols import Request
+from agent.records import Reply
+
+log = logging.getLogger(__name__)
+
+# tiktoken's count is of another model's tokenizer; newer ones have been seen to need up to 1.4 times as many.
+INPUT_MARGIN = 2.0
+STATUS_OF = {  # errors inside a stream have a name where others have an HTTP status
+    "authentication_error": 401,
+    "invalid_api_key": 401,
+    "billing_error": 402,
+    "insufficient_quota": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "invalid_request_error": 400,
+}
+TEMPORARY = frozenset({0, 408, 409, 425, 429})  # 0: no status, as of a connection that broke
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How long and how often to ask for one reply. All times are in seconds."""
+
+    deadline: float = 900.0
+    """For one reply, with every wait and retry."""
+    silence: float = 300.0
+    """Without a byte for so long, a call counts as hung. Some models think for minutes in silence."""
+    first_wait: float = 2.0
+    """Before the first retry; each further wait is twice as long, plus up to this much at random."""
+    longest_wait: float = 60.0
+    """The most that such a wait grows to."""
+    longest_retry_after: float = 180.0
+    """A server's Retry-After is honoured up to here."""
+    paid_calls: int = 2
+    """Calls that may be billed for one reply: those that broke half way, and the last one."""
+    max_output: int = 32_000
+    """Tokens of one reply, with the model's thinking where it counts as output."""
+
+
+class UnusableReply(ProposerError):
+    """A reply that must not be applied (cut off, refused, broken); `reply` says what it cost."""
+
+    def __init__(self, message: str, reply: Reply, final: bool = False):
+        super().__init__(message, final)
+        self.reply = reply
+
+
+class Again(ProposerError):
+    """A failure that may pass; `retry_after` is the server's own wish, in seconds."""
+
+    def __init__(self, message: str, retry_after: float | None = None):
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass
+class Heard:
+    """What one call has said so far."""
+
+    text: str = ""
+    stop: str | None = None
+    """The API's own word for why it ended; None: the stream is not complete."""
+    refusal: str | None = None
+    usage: Usage = field(default_factory=Usage)
+    started: bool = False
+    """The model began to answer, so the call may be billed."""
+
+
+class Stream(Protocol):
+    """What both SDKs return: events, and a way to hang up."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def close(self) -> None: ...
+
+
+class ApiProposer:
+    """The life of one request to an API; a subclass speaks that API's format."""
+
+    name: str
+    key_name: str
+    """The environment variable that holds the key."""
+    converses = True
+    provider: str | None = None
+    """As genai-prices names it; None: told by the URL."""
+    errors: tuple[type[Exception], ...]
+    """What the SDK raises when a call fails."""
+
+    def __init__(self, model: str, base_url: str, policy: Policy):
+        self.model = model
+        self.base_url = base_url
+        self.policy = policy
+
+    def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
+        """Send the request, return the stream of its events."""
+        raise NotImplementedError
+
+    def hear(self, event: Any, heard: Heard) -> None:
+        """Take in one event."""
+        raise NotImplementedError
+
+    def problem(self, heard: Heard) -> str | None:
+        """Why a complete reply must not be applied; None when it may be."""
+        raise NotImplementedError
+
+    def propose(self, request: Request) -> Reply:
+        """Ask until there is a reply. Raises ProposerError, or UnusableReply where money was spent."""
+        started = time.monotonic()
+        lost: list[Usage] = []
+        retrying = Retrying(
+            retry=retry_if_exception_type(Again),
+            wait=self._wait,
+            stop=stop_before_delay(self.policy.deadline),
+            before_sleep=self._say,
+            reraise=True,
+        )
+        try:
+            heard = retrying(self._call, request, started + self.policy.deadline, lost)
+        except ProposerError as error:
+            message = f"{self.name} {self.model}: {error}"
+            if isinstance(error, Again):
+                message += f"; gave up after {time.monotonic() - started:.0f} s"
+            if lost:
+                raise UnusableReply(message, self._reply("", lost, started), error.final) from None
+            raise ProposerError(message, error.final) from None
+        reply = self._reply(heard.text, [*lost, heard.usage], started)
+        if problem := self.problem(heard) or (None if heard.text.strip() else "the reply is empty"):
+            raise UnusableReply(f"{self.name} {self.model}: {problem}", reply)
+        return reply
+
+    def most_usd(self, request: Request) -> float | None:
+        """Upper bound of what `propose` may cost; None: the price is not known."""
+        tokens = int(INPUT_MARGIN * self._input_tokens(request))
+        usage = Usage(input_tokens=tokens, cache_write_tokens=tokens, output_tokens=self.policy.max_output)
+        one = self.usd(usage)
+        return None if one is None else one * self.policy.paid_calls
+
+    def usd(self, usage: Usage) -> float | None:
+        """Dollars for `usage`; None: the price is not known."""
+        return price(self.model, usage, provider=self.provider, url=self.base_url)
+
+    def _call(self, request: Request, end: float, lost: list[Usage]) -> Heard:
+        """One HTTP call, start to end. Raises Again or a final ProposerError."""
+        heard = Heard()
+        left = max(0.001, end - time.monotonic())
+        try:
+            with self.open(request, min(self.policy.silence, left)) as stream:
+                self._listen(stream, heard, left)
+        except Exception as error:
+            # Hanging up at the deadline makes the stream raise whatever its layers think of.
+            if time.monotonic() < end and not isinstance(error, (*self.errors, httpx2.HTTPError, ValueError)):
+                raise
+            failure = self._failure(error)
+        else:
+            failure = None if heard.stop else Again("the connection broke before the reply was complete")
+        if failure is None:
+            return self._filled(request, heard)
+        if heard.started:
+            lost.append(self._filled(request, heard).usage)
+            if len(lost) >= self.policy.paid_calls:
+                raise ProposerError(
+                    f"{failure} ({len(lost)} times, half way through the reply)", failure.final
+                )
+        raise failure
+
+    def _listen(self, stream: Stream, heard: Heard, seconds: float) -> None:
+        # A server that only sends keep-alives never lets the loop below come round: hang up from outside.
+        watchdog = threading.Timer(seconds, stream.close)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            for event in stream:
+                heard.started = True
+                self.hear(event, heard)
+        finally:
+            watchdog.cancel()
+
+    def _failure(self, error: Exception) -> ProposerError:
+        """An SDK's error -> what to do about it: Again, or a final error for the person."""
+        status, said = status_and_message(error)
+        if status in TEMPORARY or status >= 500:
+            headers = getattr(getattr(error, "response", None), "headers", {})
+            return Again(f"{f'HTTP {status}: ' if status else ''}{said}", retry_after(headers))
+        advice = {
+            401: f"the key was refused: put a valid one into {self.key_name}",
+            402: f"the account has no credit: {said}: add credit, or go on with --proposer search",
+            403: f"the key may not do this: {said}: choose another --model or key",
+            404: f"{said}: check --model, and --base-url ({self.base_url})",
+        }
+        refused = f"the request was refused with HTTP {status}: {said}: choose another --model"
+        return ProposerError(advice.get(status, refused), final=True)
+
+    def _wait(self, state: RetryCallState) -> float:
+        policy = self.policy
+        error = state.outcome.exception() if state.outcome else None
+        backoff = wait_exponential_jitter(multiplier=policy.first_wait, max=policy.longest_wait, jitter=policy.first_wait)(
+            state
+        )
+        if isinstance(error, Again) and error.retry_after is not None:
+            return max(
+                backoff if error.retry_after <= 0 else 0.0, min(error.retry_after, policy.longest_retry_after)
+            )
+        return backoff
+
+    def _say(self, state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        log.warning("%s %s: %s; asking again in %.0f s", self.name, self.model, error, state.upcoming_sleep)
+
+    def _input_tokens(self, request: Request) -> int:
+        return estimate_tokens("\n".join([request.system, *(turn.text for turn in request.turns)]))
+
+    def _filled(self, request: Request, heard: Heard) -> Heard:
+        """With estimates where the API gave no figures, as for a call that broke."""
+        said = heard.usage
+        if not said.input_tokens:
+            said = said + Usage(input_tokens=self._input_tokens(request))
+        if not heard.stop or not said.output_tokens:
+            more = estimate_tokens(heard.text) - int(said.output_tokens)
+            said = said + Usage(output_tokens=max(0, more))
+        heard.usage = said
+        return heard
+
+    def _reply(self, text: str, usages: list[Usage], started: float) -> Reply:
+        costs = [self.usd(usage) for usage in usages]
+        return Reply(
+            text=text,
+            proposer=self.name,
+            model=self.model,
+            input_tokens=sum(int(usage.input_tokens) for usage in usages),
+            output_tokens=sum(int(usage.output_tokens) for usage in usages),
+            usd=None if None in costs else sum(cost for cost in costs if cost is not None),
+            seconds=time.monotonic() - started,
+        )
+
+
+def price(model: str, usage: Usage, *, provider: str | None = None, url: str = "") -> float | None:
+    """Dollars by genai-prices: 0 for a server on this machine, None for a model or host it does not know.
+
+    `usage.input_tokens` is the total; the tokens read from and written to a cache are parts of it.
+    """
+    if provider is None and is_loopback(url):
+        return 0.0
+    try:
+        if provider:
+            return float(calc_price(usage, model, provider_id=provider).total_price)
+        return float(calc_price(usage, model, provider_api_url=url).total_price)
+    except LookupError:
+        return None
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the URL's host is this machine by name or address."""
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def status_and_message(error: Exception) -> tuple[int, str]:
+    """An SDK's or the transport's error -> (HTTP status, 0 where there is none; one line of what it says)."""
+    body: Any = getattr(error, "body", None)
+    inner = body.get("error", body) if isinstance(body, dict) else None
+    if not isinstance(inner, dict):
+        inner = {}
+    named = [STATUS_OF[kind] for kind in (inner.get("code"), inner.get("type")) if kind in STATUS_OF]
+    status = int(getattr(error, "status_code", 0))
+    if 402 in named or status < 400:  # "no credit" comes as 429, and errors in a stream after a 200
+        status = 402 if 402 in named else (named or [0])[0]
+    if isinstance(error, json.JSONDecodeError):
+        return status, "the stream is not in the API's format"
+    said = str(inner.get("message") or error) or type(error).__name__
+    return status, one_line(said)
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds, from `retry-after-ms` or `retry-after` (seconds or a date, RFC 9110 section 10.2.3)."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return email.utils.mktime_tz(date) - time.time() if date else None

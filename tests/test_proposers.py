@@ -1,0 +1,344 @@
+"""The API proposers through the real SDKs over real HTTP; command, replay and the choice between them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from genai_prices import Usage
+
+from agent.errors import Failure, ProposerError
+from agent.program import parse_program
+from agent.propose.anthropic import AnthropicProposer
+from agent.propose.choose import banner, choose_proposer
+from agent.propose.command import CommandProposer
+from agent.propose.llm import Policy, UnusableReply, is_loopback, price, retry_after
+from agent.propose.openai import OpenAIProposer
+from agent.propose.replay import ReplayProposer
+from agent.protocols import Request
+from agent.records import Call, Experiment, Reply, Turn
+from tests.server import ModelServer, Step
+
+PROGRAM = parse_program("---\nmetric: val_bpb\n---\nTry to make the loss of the small model as low as possible.")
+QUICK = Policy(deadline=20.0, silence=5.0, first_wait=0.01, longest_wait=0.05, longest_retry_after=0.05)
+REPLY = "Hypothesis: a larger rate learns faster in so few steps\nCategory: optimizer\n"
+
+
+def request(*turns: Turn, number: int = 1, history: tuple[Experiment, ...] = ()) -> Request:
+    return Request(
+        number=number,
+        system="You improve train.py.",
+        turns=turns or (Turn(role="user", text="Propose one change."),),
+        program=PROGRAM,
+        files={"train.py": "LR = 1e-3\n"},
+        history=history,
+    )
+
+
+TALK = (
+    Turn(role="user", text="Propose one change."),
+    Turn(role="assistant", text="LR = 2"),
+    Turn(role="user", text="That block matches nowhere."),
+)
+
+
+@pytest.fixture(autouse=True)
+def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The person's own keys and addresses stay out of the tests."""
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(params=["anthropic", "openai"])
+def api(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def proposer(api: str, server: ModelServer, policy: Policy = QUICK) -> AnthropicProposer | OpenAIProposer:
+    if api == "anthropic":
+        return AnthropicProposer(base_url=server.url, policy=policy)
+    return OpenAIProposer(base_url=server.url + "/v1", policy=policy)
+
+
+def test_a_reply_comes_with_its_tokens_and_its_cost() -> None:
+    step = Step(REPLY, input_tokens=1000, output_tokens=500, cache_read=400, cache_write=200)
+    with ModelServer([step]) as server:
+        reply = proposer("anthropic", server).propose(request())
+    assert reply.text == REPLY
+    assert (reply.proposer, reply.input_tokens, reply.output_tokens) == ("anthropic", 1600, 500)
+    # Sonnet 5.5: $2 and $10 per million tokens in and out, 0.1 of a cache's reading, 2.5 of its writing.
+    assert reply.usd == pytest.approx((1000 * 2 + 400 * 0.1 + 200 * 2.5 + 500 * 10) / 1e6)
+    body = server.requests[0]["body"]
+    assert body["system"][0]["text"] == "You improve train.py."
+    assert body["stream"] is True and body["max_tokens"] == QUICK.max_output
+
+
+def test_an_openai_reply_from_this_machine_is_free() -> None:
+    with ModelServer([Step(REPLY, input_tokens=600, cache_read=400, output_tokens=500)]) as server:
+        reply = proposer("openai", server).propose(request())
+    assert (reply.text, reply.input_tokens, reply.output_tokens, reply.usd) == (REPLY, 1000, 500, 0.0)
+    assert server.requests[0]["body"]["messages"][0] == {"role": "system", "content": "You improve train.py."}
+    assert "max_tokens" not in server.requests[0]["body"]
+
+
+def test_the_whole_talk_is_sent(api: str) -> None:
+    with ModelServer([REPLY]) as server:
+        proposer(api, server).propose(request(*TALK))
+    roles = [message["role"] for message in server.requests[0]["body"]["messages"]]
+    assert roles[-3:] == ["user", "assistant", "user"]
+    assert server.prompts == ["That block matches nowhere."]
+
+
+def test_a_reply_without_usage_figures_is_estimated() -> None:
+    with ModelServer([Step(REPLY, usage=False)]) as server:
+        reply = proposer("openai", server).propose(request())
+    assert reply.input_tokens > 5 and reply.output_tokens > 5
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step(status=429, kind="rate_limit_error", headers={"retry-after": "0.02"}),
+        Step(status=429, kind="rate_limit_error", headers={"retry-after": "3600"}),
+        Step(status=500, kind="api_error"),
+        Step(status=529, kind="overloaded_error"),
+        Step(drop="before"),
+        Step(REPLY, drop="middle"),
+        Step(REPLY, drop="end"),
+        Step(REPLY, late_error=True, kind="overloaded_error"),
+    ],
+    ids=["rate", "far-retry-after", "500", "529", "dropped", "broken", "incomplete", "overloaded-in-stream"],
+)
+def test_what_passes_is_asked_again(api: str, step: Step) -> None:
+    with ModelServer([step, REPLY]) as server:
+        reply = proposer(api, server).propose(request())
+    assert reply.text == REPLY
+    assert len(server.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [
+        (Step(status=400), "--model"),
+        (Step(status=401, kind="authentication_error"), "_API_KEY"),
+        (Step(status=403, kind="permission_error"), "another --model or key"),
+        (Step(status=404, kind="not_found_error", message="no model x"), "no model x: check --model"),
+        (Step(status=413, kind="request_too_large"), "HTTP 413"),
+        (Step(status=429, kind="insufficient_quota"), "add credit"),
+        (Step(status=402, kind="billing_error"), "add credit"),
+        (Step(REPLY, late_error=True, kind="invalid_request_error"), "refused"),
+    ],
+    ids=["400", "401", "403", "404", "413", "quota", "billing", "in-stream"],
+)
+def test_what_asking_again_can_not_help_is_final(api: str, step: Step, says: str) -> None:
+    with ModelServer([step, REPLY]) as server, pytest.raises(ProposerError) as caught:
+        proposer(api, server).propose(request())
+    assert caught.value.final
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "says"),
+    [(Step(REPLY, cut=True), "cut off at 200 tokens"), (Step(REPLY, refuse=True), "refused"), (Step(" \n"), "empty")],
+    ids=["cut", "refused", "empty"],
+)
+def test_a_reply_that_must_not_be_applied_is_an_error_that_knows_its_cost(api: str, step: Step, says: str) -> None:
+    with ModelServer([step]) as server, pytest.raises(UnusableReply, match=says) as caught:
+        proposer(api, server).propose(request())
+    assert not caught.value.final
+    assert (caught.value.reply.input_tokens, caught.value.reply.output_tokens) == (1000, 200)
+    assert caught.value.reply.usd == (0.0 if api == "openai" else pytest.approx((1000 * 2 + 200 * 10) / 1e6))
+
+
+def test_a_call_that_broke_is_paid_for_and_stays_below_the_reservation() -> None:
+    broken = Step(REPLY * 30, drop="middle")
+    with ModelServer([broken, REPLY, REPLY]) as server:
+        asking = proposer("anthropic", server)
+        twice, once = asking.propose(request()), asking.propose(request())
+        most = asking.most_usd(request())
+    assert twice.input_tokens == 2 * once.input_tokens
+    assert twice.output_tokens > once.output_tokens
+    assert twice.usd and once.usd and most and once.usd < twice.usd < most
+
+
+def test_broken_replies_are_not_paid_for_without_end(api: str) -> None:
+    with ModelServer([Step(REPLY, drop="middle")] * 5) as server, pytest.raises(UnusableReply) as caught:
+        proposer(api, server).propose(request())
+    assert not caught.value.final
+    assert len(server.requests) == QUICK.paid_calls
+    assert caught.value.reply.output_tokens > 0
+
+
+@pytest.mark.parametrize("step", [Step(hang=True), Step(ping=True)], ids=["silent", "keep-alives"])
+def test_a_hanging_server_meets_the_deadline(api: str, step: Step) -> None:
+    policy = Policy(deadline=0.4, silence=5.0, first_wait=0.01)
+    with ModelServer([step, step]) as server, pytest.raises(ProposerError, match="gave up") as caught:
+        proposer(api, server, policy).propose(request())
+    assert not caught.value.final
+    assert len(server.requests) == 1
+
+
+def test_a_server_that_stays_busy_meets_the_deadline(api: str) -> None:
+    policy = Policy(deadline=0.3, first_wait=0.02, longest_wait=0.05)
+    with ModelServer([Step(status=503, kind="api_error")] * 100) as server, pytest.raises(ProposerError) as caught:
+        proposer(api, server, policy).propose(request())
+    assert not caught.value.final and "HTTP 503: the test says so; gave up" in str(caught.value)
+    assert len(server.requests) > 1
+
+
+def test_thoughts_in_the_text_are_no_part_of_the_reply() -> None:
+    with ModelServer([f"<think>\nShall I?\n</think>\n{REPLY}"]) as server:
+        assert proposer("openai", server).propose(request()).text.strip() == REPLY.strip()
+
+
+def test_prices() -> None:
+    million = Usage(input_tokens=10**6, output_tokens=10**6)
+    assert price("claude-sonnet-5-5", million, provider="anthropic") == pytest.approx(12.0)
+    assert price("no-such-model", million, provider="anthropic") is None
+    assert price("anything", million, url="http://localhost:11434/v1/") == 0.0
+    assert price("anything", million, url="http://192.168.1.5:8000/v1/") is None
+    assert (price("gpt-4o", million, url="https://api.openai.com/v1/") or 0) > 1
+    assert is_loopback("http://[::1]:80") and not is_loopback("https://api.openai.com")
+
+
+def test_retry_after_in_each_of_its_forms() -> None:
+    assert retry_after({"retry-after-ms": "1500"}) == 1.5
+    assert retry_after({"retry-after": "7"}) == 7
+    assert retry_after({}) is None
+    assert (retry_after({"retry-after": "Fri, 31 Dec 2999 23:59:59 GMT"}) or 0) > 1e9
+    assert retry_after({"retry-after": "soon"}) is None
+
+
+def test_openai_itself_gets_the_limit_by_its_newer_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    assert OpenAIProposer()._limit() == {"max_completion_tokens": Policy().max_output}
+    paid = OpenAIProposer("anthropic/claude-sonnet-5.5", "https://openrouter.ai/api/v1")
+    assert paid._limit() == {"max_tokens": Policy().max_output}
+    most = paid.most_usd(request())
+    assert most is not None and most > 0.1
+
+
+# command
+
+
+def python(code: str) -> str:
+    return f"{sys.executable} -c {shlex.quote(code)}"
+
+
+def test_a_command_reads_the_talk_and_prints_the_reply() -> None:
+    shout = python("import sys; print(sys.stdin.read().upper())")
+    reply = CommandProposer(shout).propose(request(*TALK))
+    assert "YOU IMPROVE TRAIN.PY." in reply.text
+    assert reply.text.index("LR = 2") < reply.text.index("THAT BLOCK MATCHES NOWHERE.")
+    assert reply.input_tokens > 10 and reply.usd is None
+
+
+def test_a_command_that_fails_says_why() -> None:
+    with pytest.raises(ProposerError, match="exit code 3, last said: not logged in") as caught:
+        CommandProposer(python("import sys; print('hm\\nnot logged in', file=sys.stderr); sys.exit(3)")).propose(request())
+    assert not caught.value.final
+    with pytest.raises(ProposerError, match="printed nothing"):
+        CommandProposer(python("pass")).propose(request())
+    with pytest.raises(ProposerError, match="can't be started") as caught:
+        CommandProposer("/no/such/program").propose(request())
+    assert caught.value.final
+    with pytest.raises(Failure, match="quote"):
+        CommandProposer("claude 'oops")
+
+
+def test_a_command_that_hangs_is_ended_with_its_children(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    code = f"""
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+open({str(pid)!r}, "w").write(str(child.pid))
+time.sleep(600)
+"""
+    with pytest.raises(ProposerError, match="no reply within"):
+        CommandProposer(python(code), deadline=3.0).propose(request())
+    child = Path("/proc") / pid.read_text()
+    until = time.monotonic() + 10
+    while child.exists() and (child / "stat").read_text().split()[2] != "Z" and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not child.exists() or (child / "stat").read_text().split()[2] == "Z"
+
+
+# replay
+
+
+def test_replay_goes_on_where_the_history_ends(tmp_path: Path) -> None:
+    for name in ("2.txt", "1.txt", "3.txt"):
+        (tmp_path / name).write_text(f"reply {name}")
+    replay = ReplayProposer(tmp_path)
+    call = Call(turn=0, kind="first", question="?", reserved_usd=0.0, reply=Reply(text="x", proposer="replay"))
+    unanswered = call.model_copy(update={"turn": 1, "reply": None})
+    done = Experiment(number=1, state="published", parent="c", calls=(call, unanswered))
+    assert replay.propose(request()).text == "reply 1.txt"
+    assert replay.propose(request(*TALK)).text == "reply 2.txt"
+    assert replay.propose(request(*TALK, history=(done,))).text == "reply 3.txt"
+    with pytest.raises(ProposerError, match="exhausted after 3 replies") as caught:
+        replay.propose(request(*TALK, history=(done, done)))
+    assert caught.value.final
+
+
+def test_replay_of_one_file(tmp_path: Path) -> None:
+    file = tmp_path / "night.txt"
+    file.write_text("first\n\n--- reply ---\nsecond\n--- reply ---\n")
+    replay = ReplayProposer(file)
+    assert [text.strip() for text in replay.replies] == ["first", "second"]
+    with pytest.raises(Failure, match="can't be read"):
+        ReplayProposer(tmp_path / "none")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(Failure, match="holds no replies"):
+        ReplayProposer(tmp_path / "empty")
+
+
+# choose
+
+
+def test_auto_takes_what_is_configured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text(REPLY)
+    assert choose_proposer("auto").name == "search"
+    assert "no API key found" in banner(choose_proposer("auto"))
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    assert choose_proposer("auto").name == "openai"
+    assert "$2 and $10 per million" in banner(choose_proposer("auto"))
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    assert choose_proposer("auto").name == "anthropic"
+    assert "claude-sonnet-5-5" in banner(choose_proposer("auto"))
+    assert "price not known" in banner(choose_proposer("auto", model="claude-new"))
+    local = choose_proposer("auto", base_url="http://127.0.0.1:9/v1", model="qwen")
+    assert (local.name, local.model) == ("openai", "qwen") and "free" in banner(local)
+    assert choose_proposer("auto", replay=tmp_path).name == "replay"
+    assert choose_proposer("auto", command="claude -p", replay=tmp_path).name == "command"
+    assert "ANTHROPIC_API_KEY is set but not used" in banner(choose_proposer("search"))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("anthropic", "export ANTHROPIC_API_KEY"),
+        ("openai", "export OPENAI_API_KEY"),
+        ("command", "--command 'claude -p'"),
+        ("replay", "--replay"),
+        ("gpt", "choose one of auto"),
+    ],
+)
+def test_a_proposer_that_lacks_what_it_needs_says_so(name: str, says: str) -> None:
+    with pytest.raises(Failure, match=says):
+        choose_proposer(name)
+
+
+def test_a_wrong_path_of_the_server_is_told(api: str) -> None:
+    with ModelServer([REPLY]) as server, pytest.raises(ProposerError, match="--base-url") as caught:
+        if api == "openai":
+            OpenAIProposer(base_url=server.url, policy=QUICK).propose(request())
+        else:
+            AnthropicProposer(base_url=server.url + "/v1", policy=QUICK).propose(request())
+    assert caught.value.final
