@@ -18,10 +18,13 @@ class Gpu:
     handle: Any
 
     def used_bytes(self) -> int:
-        """Memory in use on the whole device, by whomever."""
+        """Memory in use on the whole device, by whomever; 0 while the driver can't tell."""
         import pynvml
 
-        return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+        try:
+            return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
+        except pynvml.NVMLError:
+            return 0
 
 
 def visible_gpus() -> list[Gpu]:

@@ -77,24 +77,22 @@ class Cancel:
 
 
 class Tree:
-    """All processes that belong to one command. `pid`: the command's own; None: it is gone."""
+    """All processes that belong to one command. `top`: the command's own; None: it is gone."""
 
-    def __init__(self, pid: int | None, mark: str):
-        self.pid, self.mark = pid, mark
+    def __init__(self, top: psutil.Process | None, mark: str):
+        self.top, self.mark = top, mark
+        self.pid = top.pid if top else None
         self.seen: set[psutil.Process] = set()
 
     def look(self) -> int:
         """Remember the descendants that live now; the memory they and the command hold, in bytes."""
-        held = 0
-        if self.pid is None:
-            return held
-        with contextlib.suppress(psutil.Error):
-            top = psutil.Process(self.pid)
-            below = top.children(recursive=True)
-            self.seen.update(below)
-            for process in (top, *below):
-                with contextlib.suppress(psutil.Error):
-                    held += process.memory_info().rss
+        held, family = 0, [self.top] if self.top else []
+        with contextlib.suppress(psutil.Error):  # psutil knows when the pid has a new owner
+            family += self.top.children(recursive=True) if self.top else []
+        self.seen.update(family[1:])
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                held += process.memory_info().rss
         return held
 
     def signal_group(self, number: int) -> None:
@@ -177,9 +175,9 @@ def run_process(
         bufsize=0,
         start_new_session=True,
     )
-    tree = Tree(process.pid, mark)
+    tree = Tree(psutil.Process(process.pid), mark)  # not reaped yet, so it is there
     with _Reader(process, log, on_line, cancel) as reader:
-        stopped, peak, kill_at = "", 0, float("inf")
+        stopped, peak, kill_at, seconds = "", 0, float("inf"), 0.0
         try:
             _note(record, mark, process.pid)
             look_at = started + 0.1
@@ -196,6 +194,7 @@ def run_process(
                 if cancel.now:
                     break
         finally:
+            seconds = time.monotonic() - started
             tree.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # unkillable only inside a driver
                 process.wait(10)
@@ -203,7 +202,7 @@ def run_process(
             if record:
                 record.unlink(missing_ok=True)
     code = process.returncode if process.returncode is not None else -signal.SIGKILL
-    return Ended(code, stopped, time.monotonic() - started, peak)
+    return Ended(code, stopped, seconds, peak)
 
 
 class _Reader:
@@ -281,12 +280,13 @@ def reap(home: Path) -> int:
     for record in sorted(home.glob("slots/*/process.json")):
         with contextlib.suppress(json.JSONDecodeError, KeyError):
             noted = json.loads(record.read_text())
-            pid = None
+            top = None
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(noted["pid"]) if noted["pid"] else None
                 if process and abs(process.create_time() - noted["created"]) < 2:
-                    pid = process.pid
-            tree = Tree(pid, noted["mark"])
-            ended += tree.kill() + (pid is not None)
+                    top = process
+            ended += Tree(top, noted["mark"]).kill() + (top is not None)
+            if top:
+                psutil.wait_procs([top], timeout=10)
         record.unlink()
     return ended
