@@ -4,7 +4,7 @@ It answers from a script, one step per request, so that the real SDKs run agains
 
     python tests/server.py --port 0 --replies FOLDER
 
-prints its address. In FOLDER each file is one step, in the order of the names: `.json` holds the fields of Step,
+prints the port. In FOLDER each file is one step, in the order of the names: `.json` holds the fields of Step,
 anything else is the text of a reply. After the last step every request is refused with 400.
 """
 

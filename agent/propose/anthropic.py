@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 from anthropic.types import MessageParam
@@ -40,14 +40,12 @@ class AnthropicProposer(ApiProposer):
 
     def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
         """The system prompt is the same for every experiment, so it is worth a place in the prompt cache."""
-        messages: list[MessageParam] = []
-        for turn in request.turns:
-            messages.append({"role": turn.role, "content": turn.text})
+        messages = [{"role": turn.role, "content": turn.text} for turn in request.turns]
         return self.client.messages.create(
             model=self.model,
             max_tokens=self.policy.max_output,
             system=[{"type": "text", "text": request.system, "cache_control": {"type": "ephemeral"}}],
-            messages=messages,
+            messages=cast("list[MessageParam]", messages),
             stream=True,
             timeout=timeout,
         )

@@ -96,11 +96,8 @@ def priced(proposer: Proposer) -> str:
 
     if not isinstance(proposer, ApiProposer):
         return "price not known"
-    million = [proposer.usd(Usage(input_tokens=10**6)), proposer.usd(Usage(output_tokens=10**6))]
-    if million[0] is None or million[1] is None:
+    thousand = [proposer.usd(Usage(input_tokens=1000)), proposer.usd(Usage(output_tokens=1000))]
+    if thousand[0] is None or thousand[1] is None:
         return "price not known: --usd can't bound it"
-    return (
-        f"${million[0]:g} and ${million[1]:g} per million tokens in and out"
-        if any(million)
-        else "free of charge"
-    )
+    fed, said = (f"${1000 * (usd or 0):g}" for usd in thousand)
+    return f"{fed} and {said} per million tokens in and out" if any(thousand) else "free of charge"

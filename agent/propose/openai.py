@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import openai
@@ -48,15 +48,11 @@ class OpenAIProposer(ApiProposer):
         return (urlsplit(self.base_url).hostname or "").endswith(REASONING_LIMIT_HOSTS)
 
     def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
-        messages: list[ChatCompletionMessageParam] = [{"role": "system", "content": request.system}]
-        for turn in request.turns:
-            if turn.role == "user":
-                messages.append({"role": "user", "content": turn.text})
-            else:
-                messages.append({"role": "assistant", "content": turn.text})
+        messages = [{"role": "system", "content": request.system}]
+        messages += [{"role": turn.role, "content": turn.text} for turn in request.turns]
         return self.client.chat.completions.create(
             model=self.model,
-            messages=messages,
+            messages=cast("list[ChatCompletionMessageParam]", messages),
             stream=True,
             stream_options={"include_usage": True},
             timeout=timeout,

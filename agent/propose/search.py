@@ -107,7 +107,7 @@ class SearchProposer:
             )
         tries = list(evidence(request))
         parent = incumbent(request.history)
-        seen = {text for e in request.history for text in e.files.values()}
+        seen = {text.replace("\r\n", "\n") for e in request.history for text in e.files.values()}
         fresh = {
             c: [
                 i
@@ -224,10 +224,14 @@ def changed(proposal: Proposal) -> tuple[str, Value, Value] | None:
     if len(proposal.edits) != 1:
         return None
     edit = proposal.edits[0]
-    old = {c.key: c.value for c in constants(edit.path, edit.search)}
-    new = {c.key: c.value for c in constants(edit.path, edit.replace)}
+    old, new = ({c.key: c.value for c in quoted(edit.path, text)} for text in (edit.search, edit.replace))
     keys = [key for key in old if key in new and new[key] != old[key]]
     return (keys[0], old[keys[0]], new[keys[0]]) if len(keys) == 1 and len(old) == len(new) else None
+
+
+def quoted(path: str, text: str) -> list[Constant]:
+    """The constants of a block; one that does not parse (it begins inside a string) still has its last line."""
+    return constants(path, text) or constants(path, text.rstrip("\n").split("\n")[-1])
 
 
 def untried(constant: Constant, tries: Sequence[Try], parent: str) -> list[int]:
@@ -277,7 +281,7 @@ def constants(path: str, text: str) -> list[Constant]:
             parts = [(name, value)]
         for part, node in parts:
             literal = number_of(node)
-            if node is None or literal is None or node.lineno != node.end_lineno:
+            if node is None or literal is None or statement.lineno != statement.end_lineno:
                 continue
             first, last = node.col_offset, node.end_col_offset or 0
             source = lines[node.lineno - 1].encode()[first:last].decode()
@@ -329,7 +333,7 @@ def grid_of(value: bool | int | float, words: set[str]) -> tuple[bool | int | fl
     if value < 0:
         return tuple(-v for v in reversed(grid_of(-value, words)))
     octaves = OCTAVES * STEPS_PER_OCTAVE
-    factors = [2.0 ** (k / STEPS_PER_OCTAVE) for k in range(-octaves, octaves + 1)]
+    factors = [2.0 ** (k / STEPS_PER_OCTAVE) for k in range(-octaves, octaves + 1) if k]
     if isinstance(value, float):
         if value == 0:
             return FROM_ZERO
@@ -371,10 +375,10 @@ def edit(constant: Constant, value: Value, text: str) -> Edit:
     """A block of whole lines, with as many lines above as make it the only match."""
     lines = text.replace("\r\n", "\n").split("\n")
     number = constant.span[0]
-    size = next(
-        n for n in range(1, number + 2) if times(lines, lines[number + 1 - n : number + 1]) == 1 or n > number
-    )
-    above = lines[number + 1 - size : number]
+    top = number
+    while top > 0 and times(lines, lines[top : number + 1]) > 1:
+        top -= 1
+    above = lines[top:number]
     return Edit(
         path=constant.path,
         search="\n".join([*above, lines[number]]) + "\n",
