@@ -16,10 +16,18 @@ REAL = (ROOT / "train.py").read_text(encoding="utf-8")
 PROPOSAL = Proposal(hypothesis="h", category="other", edits=())
 
 
-def experiment(number: int, files: dict[str, str], kind: VerdictKind = "discard", parent: str = "c0",
-               metric: float | None = 1.5) -> Experiment:  # fmt: skip
-    return Experiment(number=number, state="published", parent=parent, commit=f"c{number}", files=files,
-                      proposal=PROPOSAL, verdict=Verdict(kind=kind, reason="r", metric=metric))  # fmt: skip
+def experiment(
+    number: int, files: dict[str, str], kind: VerdictKind = "discard", parent: str = "c0", metric: float | None = 1.5
+) -> Experiment:
+    return Experiment(
+        number=number,
+        state="published",
+        parent=parent,
+        commit=f"c{number}",
+        files=files,
+        proposal=PROPOSAL,
+        verdict=Verdict(kind=kind, reason="r", metric=metric),
+    )
 
 
 def judged(after: str, before: str = REAL, history: tuple[Experiment, ...] = ()):
@@ -37,8 +45,14 @@ def changed(*names: str, text: str = REAL) -> str:
 
 def constants() -> list[str]:
     tree = ast.parse(REAL)
-    return [n.targets[0].id for n in tree.body if isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name)
-            and isinstance(n.value, ast.Constant) and type(n.value.value) in (int, float)]  # fmt: skip
+    return [
+        n.targets[0].id
+        for n in tree.body
+        if isinstance(n, ast.Assign)
+        and isinstance(n.targets[0], ast.Name)
+        and isinstance(n.value, ast.Constant)
+        and type(n.value.value) in (int, float)
+    ]
 
 
 @pytest.mark.parametrize("name", constants())
@@ -47,7 +61,8 @@ def test_any_one_constant_may_change(name):
 
 
 def test_comments_docstrings_and_layout_change_nothing_that_runs():
-    other = re.sub(r"(?m)^( *)return ", r"\1# why\n\1return ", "# a comment\n" + REAL.replace("\n\n\n", "\n\n\n\n"))
+    other = "# a comment\n" + REAL.replace("\n\n\n", "\n\n\n\n")
+    other = re.sub(r"(?m)^( *)return ", r"\1# why\n\1return ", other)
     other = re.sub(r'"""[^"]*"""', '"""Another docstring."""', other)
     assert other != REAL and fingerprint({"train.py": other}) == fingerprint({"train.py": REAL})
     kind, reason = judged(other) or ("", "")
@@ -77,7 +92,9 @@ def test_the_same_code_again_is_a_duplicate_and_says_how_it_went(kind):
     tried = changed(constants()[0])
     history = (experiment(0, {}, "baseline"), experiment(1, {"train.py": tried}, kind, metric=1.25))
     assert judged(tried + "\n# said otherwise\n", REAL, history) == (
-        "duplicate", f"same code as experiment 1: {kind}, 1.25; propose something else")  # fmt: skip
+        "duplicate",
+        f"same code as experiment 1: {kind}, 1.25; propose something else",
+    )
     assert judged(changed(constants()[1]), REAL, history) is None
 
 
@@ -106,7 +123,8 @@ def test_unchanged_files_come_from_the_parents():
     assert check(PROPOSAL, now, {"a.py": "A = 2\n"}, history) is None  # tried with the other b.py only
     assert (check(PROPOSAL, now, {"a.py": "A = 3\n"}, history) or ("", ""))[1].startswith("same code as experiment 3")
     assert (check(PROPOSAL, now, {"a.py": "A = 2\n", "b.py": "B = 1\n"}, history) or ("", ""))[1].startswith(
-        "same code as experiment 1")  # fmt: skip
+        "same code as experiment 1"
+    )
     assert (check(PROPOSAL, now, {"b.py": "B = 1\n"}, history) or ("", ""))[1].startswith("same code as experiment 0")
 
 
@@ -175,17 +193,21 @@ def test_settings_that_work_together_are_one_change(names):
 
 
 def test_a_new_part_with_all_it_needs_is_one_change():
-    after = FLAT.replace("SPARE = 1", "SPARE = 1\nHEADS = 4\nBASE = 10000.0\nEPS = 1e-6\nSCALE = 2.0").replace(
-        "class Model:", "class Attention:\n    def __init__(self):\n        self.x = HEADS, BASE, EPS, SCALE\n\n\nclass Model:"
-    ).replace("self.drop = DROPOUT", "self.drop = Attention()")  # fmt: skip
+    attention = "class Attention:\n    def __init__(self):\n        self.x = HEADS, BASE, EPS, SCALE\n\n\n"
+    after = FLAT.replace("SPARE = 1", "SPARE = 1\nHEADS = 4\nBASE = 10000.0\nEPS = 1e-6\nSCALE = 2.0")
+    after = after.replace("class Model:", attention + "class Model:").replace("DROPOUT\n\n", "Attention()\n\n")
     assert judged(after, FLAT) is None
     everywhere = re.sub(r"(?m)^def (\w+)\((\w*)\):", r"def \1(*, scale=1.0):\n    print(scale)", FLAT)
     assert judged(everywhere, FLAT) is None  # four functions, one new argument
 
 
 def test_unrelated_rewrites_of_functions_are_refused():
-    after = FLAT.replace("clamp(CLIP)", "clip(CLIP)").replace("yield BATCH", "yield 2 * BATCH").replace(
-        "self.drop", "self.dropout").replace("min(step", "max(step")  # fmt: skip
+    after = (
+        FLAT.replace("clamp(CLIP)", "clip(CLIP)")
+        .replace("yield BATCH", "yield 2 * BATCH")
+        .replace("self.drop", "self.dropout")
+        .replace("min(step", "max(step")
+    )
     kind, reason = judged(after, FLAT) or ("", "")
     assert kind == "invalid" and "changes 4 things" in reason
 
@@ -201,6 +223,11 @@ def test_a_mixture_on_the_real_file_is_refused():
     spread = [n for n in ("LOGIT_CAP", "HEAD_LR", "MATRIX_LR", "WARMDOWN", "MOMENTUM") if n in constants()]
     assert len(spread) == 5, "train.py has other constants now: choose five that no function shares"
     assert (judged(changed(*spread)) or ("",))[0] == "invalid"
+
+
+def test_every_constant_at_once_is_refused():
+    kind, reason = judged(changed(*constants())) or ("", "")
+    assert kind == "invalid" and f"changes {len(constants())} settings at once" in reason
 
 
 def test_files_that_are_no_python():

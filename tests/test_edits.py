@@ -1,6 +1,7 @@
 """Replies as models write them, against files as they are: this repository's own train.py first of all."""
 
 import ast
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,8 @@ def test_several_blocks_and_a_path_said_once():
 def test_several_files_all_or_none():
     files = {"train.py": FILE, "model.py": "A = 1\n"}
     good = HEAD + "train.py\n" + BLOCK + "model.py\n" + block("A = 1", "A = 2")
-    assert apply_edits(parse_reply(good), files, ["train.py", "model.py"]) == {"train.py": WANTED, "model.py": "A = 2\n"}
+    both = apply_edits(parse_reply(good), files, ["train.py", "model.py"])
+    assert both == {"train.py": WANTED, "model.py": "A = 2\n"}
     with pytest.raises(EditError, match="model.py: the SEARCH text is not in the file"):
         apply_edits(parse_reply(good.replace("A = 1", "B = 1")), files, ["train.py", "model.py"])
 
@@ -197,8 +199,26 @@ def test_a_file_this_python_cannot_read_may_still_be_edited():
 
 # Properties.
 
-HARD = ["", "    ", "a = 1", "  a = 1", "```", "~~~", "=" * 7, "=" * 8, "<" * 7 + " SEARCH", ">" * 7 + " REPLACE",
-        "train.py", "Hypothesis: x", "Category: y", "Whole file: z.py", "</think>", "a\tb", "x\x0cy", "\u2028"]  # fmt: skip
+HARD = [
+    "",
+    "    ",
+    "a = 1",
+    "  a = 1",
+    "```",
+    "~~~",
+    "=" * 7,
+    "=" * 8,
+    "<" * 7 + " SEARCH",
+    ">" * 7 + " REPLACE",
+    "train.py",
+    "Hypothesis: x",
+    "Category: y",
+    "Whole file: z.py",
+    "</think>",
+    "a\tb",
+    "x\x0cy",
+    "\u2028",
+]
 line = st.sampled_from(HARD) | st.text(st.characters(exclude_characters="\n\r", exclude_categories=["Cs"]), max_size=20)
 texts = st.lists(line, max_size=12).map(lambda lines: "".join(x + "\n" for x in lines))
 edits = st.builds(Edit, path=st.sampled_from(["train.py", "a/b c.py", "Makefile"]), search=texts, replace=texts)
@@ -228,7 +248,7 @@ def test_any_range_of_a_real_file_can_be_replaced(data, name, by_hand):
     new = [f"# {x}" for x in lines[start:end]] + data.draw(st.sampled_from([[], ["", "# more"], ["# ======="]]))
     want = "\n".join([*lines[:start], *new, *lines[end:]]) + "\n"
     search, replace = "\n".join(lines[start:end]), "\n".join(new)
-    edit = Edit(path="train.txt", search=search + "\n", replace=replace + "\n")  # no Python: what is cut need not compile
+    edit = Edit(path="train.txt", search=search + "\n", replace=replace + "\n")  # .txt: need not compile
     made = Proposal(hypothesis="h", category="other", edits=(edit,))
     reply = HEAD + "train.txt\n```python\n" + block(search, replace) + "```" if by_hand else render(made)
     assert apply_edits(parse_reply(reply), {"train.txt": REAL[name]}, ["train.txt"]) == {"train.txt": want}
@@ -264,18 +284,14 @@ def test_every_statement_of_a_real_file_can_be_deleted_or_doubled(name):
 @settings(deadline=None)
 @example(["Hypothesis: a", "<<<<<<< SEARCH", "\x00", "=======", "\x00", ">>>>>>> REPLACE"])
 def test_malformed_text_raises_edit_errors_only(lines):
-    try:
+    with contextlib.suppress(EditError):
         apply_edits(parse_reply("Hypothesis: h\n" + "\n".join(lines)), FILES, ["train.py"])
-    except EditError:
-        pass
 
 
 @given(st.text(max_size=400))
 def test_noise_raises_edit_errors_only(text):
-    try:
+    with contextlib.suppress(EditError):
         apply_edits(parse_reply(text), FILES, ["train.py"])
-    except EditError:
-        pass
 
 
 def test_the_files_used_above_are_the_repository_s_own():

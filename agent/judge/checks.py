@@ -20,7 +20,7 @@ from agent.propose.edits import syntax_error
 from agent.records import Experiment, Proposal, VerdictKind
 
 MOST_PARTS = 3  # unrelated parts of a file that one experiment may change
-MOST_SETTINGS = 8  # a piece of code that names more settings than this does not tie them together
+MOST_SETTINGS = 8  # assigned names that one experiment may change; and code that names more does not tie them together
 EVERYWHERE = frozenset(dir(builtins)) | {"self", "cls", "torch", "nn", "F", "np", "math", "Tensor", "x"}
 
 
@@ -105,7 +105,8 @@ class Part:
 
 
 def _several(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[VerdictKind, str] | None:
-    """Refuse a change whose parts fall into more than MOST_PARTS groups that have nothing to do with each other.
+    """Refuse a change whose parts fall into more than MOST_PARTS groups that have nothing to do with each other,
+    or that gives more than MOST_SETTINGS assigned names another value.
 
     Two changed parts belong together if one names the other, if what changed in both involves a common name, or if
     some piece of code (before or after) uses both: a function or a statement of the module, or where that names
@@ -114,30 +115,26 @@ def _several(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[Verdi
     old, new = _parts(before), _parts(after)
     none = Part("")
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k, none).dump != new.get(k, none).dump]
+    values = [k for k in changed if k in old and k in new and old[k].setting and new[k].setting]
+    if len(values) > MOST_SETTINGS:
+        said = ", ".join(old[k].name for k in values)[:600]
+        return "invalid", f"changes {len(values)} settings at once ({said}): propose one idea, with what it needs"
     if len(changed) <= MOST_PARTS:
         return None
-    sides = {k: (old.get(k, none), new.get(k, none)) for k in changed}
-    moved = {k: {n for n in (a.names | b.names) if a.names[n] != b.names[n]} - EVERYWHERE for k, (a, b) in sides.items()}
-    uses = {k: set(a.names) | set(b.names) for k, (a, b) in sides.items()}
-    label = {k: (a.name or b.name) for k, (a, b) in sides.items()}
+    label = {k: (old.get(k) or new[k]).name for k in changed}
+    was, now = ({k: side.get(k, none).names for k in changed} for side in (old, new))
+    uses = {k: was[k] | now[k] for k in changed}
+    moved = {k: {n for n in uses[k] if was[k][n] != now[k][n]} - EVERYWHERE for k in changed}
     pieces = [*_pieces(before, old), *_pieces(after, new)]
-    group = {k: k for k in changed}
-
-    def root(key: str) -> str:
-        while group[key] != key:
-            key = group[key]
-        return key
-
+    groups = [{k} for k in changed]
     for a, b in combinations(changed, 2):
         together = label[a] in uses[b] or label[b] in uses[a] or moved[a] & moved[b]
         if together or any(label[a] in piece and label[b] in piece for piece in pieces):
-            group[root(a)] = root(b)
-    groups: dict[str, list[str]] = {}
-    for key in changed:
-        groups.setdefault(root(key), []).append(label[key])
+            joined = set().union(*(group for group in groups if a in group or b in group))
+            groups = [group for group in groups if not group & joined] + [joined]
     if len(groups) <= MOST_PARTS:
         return None
-    said = "; ".join(", ".join(names[:6]) for names in groups.values())
+    said = "; ".join(", ".join(sorted(label[k] for k in group)[:6]) for group in groups)
     return "invalid", (f"changes {len(groups)} things that have nothing to do with each other ({said[:600]}): propose "
                        "the one you believe in most, and the others as experiments of their own")  # fmt: skip
 
@@ -163,8 +160,9 @@ def _parts(files: Mapping[str, str]) -> dict[str, Part]:
             elif isinstance(node, ast.ClassDef):
                 fields = [n for n in node.body if isinstance(n, ast.Assign | ast.AnnAssign)]
                 walk(path, fields, node.name)
-                others = [n for n in node.body if n not in fields] or [ast.Pass()]
-                add(path, node.name, ast.ClassDef(**{**dict(ast.iter_fields(node)), "body": others}))
+                for n in [*node.decorator_list, *node.bases, *node.keywords, *node.body]:
+                    if n not in fields:
+                        add(path, node.name, n)
             elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 add(path, node.name, node)
             elif isinstance(node, ast.If) and not _is_main(node):

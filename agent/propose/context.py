@@ -55,19 +55,22 @@ def first_request(
     anything. `prompts`: a folder whose templates take the place of the packaged ones. Raises ProgramError where a
     template can't be rendered.
     """
-    kept = [e for e in history if e.verdict and e.verdict.kept]
-    since = list(history)[history.index(kept[-1]) + 1 :] if kept else list(history)
-    detailed, older_kept, older_failed = _split(history)
+    done = [e for e in history if e.verdict]
+    kept = [i for i, e in enumerate(done) if e.verdict and e.verdict.kept]
+    incumbent = done[kept[-1]] if kept else None
+    since = done[kept[-1] + 1 :] if kept else done
+    detailed, older_kept, older_failed = _split(done)
     values: dict[str, Any] = {
         "number": number,
         "program": program,
         "files": {path: text.replace("\r\n", "\n") for path, text in files.items()},
         "noise": facts.get("noise"),
         "facts": {name: value for name, value in facts.items() if name != "noise" and value is not None},
-        "baseline": next((e for e in history if e.number == 0), None),
-        "incumbent": kept[-1] if kept else None,
-        "numbers": _numbers(kept[-1]) if kept else {},
-        "previous": history[-1] if history and history[-1].number > 0 else None,
+        "categories": CATEGORIES,
+        "baseline": next((e for e in done if e.number == 0), None),
+        "incumbent": incumbent,
+        "numbers": _numbers(incumbent) if incumbent else {},
+        "previous": done[-1] if done and done[-1].number > 0 else None,
         "detailed": detailed,
         "older_kept": older_kept,
         "older_failed": older_failed,
@@ -77,7 +80,9 @@ def first_request(
     }
     system = _render("system.j2", prompts, values)
     user = Turn(role="user", text=_render("propose.j2", prompts, values))
-    return Request(number=number, system=system, turns=(user,), program=program, files=dict(files), history=tuple(history))
+    return Request(
+        number=number, system=system, turns=(user,), program=program, files=dict(files), history=tuple(history)
+    )
 
 
 def repair(request: Request, reply_text: str, error: str, attempt: int, prompts: Path | None = None) -> Request:
@@ -108,7 +113,7 @@ def clean(text: str, limit: int = LOG_CHARACTERS) -> str:
     text = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])", "", text[-8 * limit :])
     text = re.sub(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]", "\n", text)
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    return text if len(text) <= limit else f"[... the first {len(text) - limit:,} characters left out]\n" + text[-limit:]
+    return text if len(text) <= limit else f"[... {len(text) - limit:,} characters left out]\n" + text[-limit:]
 
 
 def fence(text: str, language: str = "") -> str:
@@ -130,13 +135,13 @@ def _answered(request: Request, reply: str, template: str, prompts: Path | None,
     return request.model_copy(update={"turns": request.turns + turns})
 
 
-def _split(history: Sequence[Experiment]) -> tuple[list[str], list[str], list[str]]:
+def _split(done: Sequence[Experiment]) -> tuple[list[str], list[str], list[str]]:
     """The history as lines, oldest first: recent ones in detail, older kept ones, older failed ones by category."""
     room = HISTORY_TOKENS
     detailed: list[str] = []
     kept: list[str] = []
     failed: dict[str, list[Experiment]] = {}
-    for experiment in reversed([e for e in history if e.verdict and e.number > 0]):
+    for experiment in reversed([e for e in done if e.number > 0]):
         recent = len(detailed) < RECENT and not kept and not failed
         line = _line(experiment, detail=recent)
         cost = estimate_tokens(line) + 1
@@ -145,7 +150,7 @@ def _split(history: Sequence[Experiment]) -> tuple[list[str], list[str], list[st
         elif experiment.verdict and experiment.verdict.kept and cost <= room:
             kept.append(line)
         else:
-            failed.setdefault(experiment.proposal.category if experiment.proposal else "unusable", []).append(experiment)
+            failed.setdefault(_category(experiment), []).append(experiment)
             continue
         room -= cost
     groups = [_group(category, group) for category, group in sorted(failed.items())]
@@ -155,26 +160,30 @@ def _split(history: Sequence[Experiment]) -> tuple[list[str], list[str], list[st
 def _line(e: Experiment, detail: bool) -> str:
     """One experiment in one line: number, verdict, category, hypothesis; in detail also numbers and the reason."""
     assert e.verdict is not None
-    category = e.proposal.category if e.proposal else "unusable"
     metric = "" if e.verdict.metric is None else f", {e.verdict.metric:.6g}"
     effect = "" if e.verdict.effect is None else f" (effect {e.verdict.effect:+.2g})"
-    line = f"#{e.number} {e.verdict.kind}{metric}{effect} [{one_line(category, 30)}] "
+    line = f"#{e.number} {e.verdict.kind}{metric}{effect} [{_category(e)}] "
     return line + one_line(e.label, 300 if detail else 120) + (f" -- {one_line(e.verdict.reason)}" if detail else "")
+
+
+def _category(experiment: Experiment) -> str:
+    return one_line(experiment.proposal.category, 30) if experiment.proposal else "unusable"
 
 
 def _group(category: str, experiments: Sequence[Experiment]) -> str:
     kinds = Counter(e.verdict.kind for e in experiments if e.verdict)
     effects = [e.verdict.effect for e in experiments if e.verdict and e.verdict.effect is not None]
     best = f"; best effect {max(effects):+.2g}" if effects else ""
-    return f"{one_line(category, 30)}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + best
+    return f"{category}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + best
 
 
 def _numbers(experiment: Experiment) -> dict[str, float]:
     """What the incumbent's last measurement printed besides the metric; held-out test figures never."""
     last = experiment.measurements[-1] if experiment.measurements else None
     hidden = set(experiment.test_numbers or {})
-    shown = {k: v for k, v in (last.numbers if last else {}).items() if k not in hidden and "test" not in k.lower().split("_")}
-    return dict(list(shown.items())[:16])
+    numbers = last.numbers if last else {}
+    shown = [k for k in numbers if k not in hidden and "test" not in k.lower().split("_")]
+    return {k: numbers[k] for k in shown[:16]}
 
 
 def _render(name: str, prompts: Path | None, values: dict[str, Any]) -> str:
@@ -188,7 +197,7 @@ def _render(name: str, prompts: Path | None, values: dict[str, Any]) -> str:
         return env.get_template(name).render(values)
     except jinja2.TemplateSyntaxError as error:
         raise ProgramError(f"prompts/{error.name or name}, line {error.lineno}: {error.message}") from None
-    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+    except Exception as error:  # a template is the person's program: whatever it raises is theirs to mend
         raise ProgramError(f"prompts/{name} can't be rendered: {error}") from None
 
 

@@ -38,8 +38,7 @@ OPEN = re.compile(r"\s*(<{5,})\s*SEARCH\b[\s:>]*(.*)", re.IGNORECASE)
 CLOSE = re.compile(r"\s*(>{5,})\s*REPLACE\s*", re.IGNORECASE)
 FENCE = re.compile(r"\s*(`{3,}|~{3,})(.*)")
 DECORATION = r"[\s#*_>`-]*"
-FIELD = re.compile(rf"{DECORATION}(hypothesis|category|whole[ _-]file){DECORATION}:[\s*_]*(.*)", re.IGNORECASE)
-BARE_FIELD = re.compile(r"\s*[#*]+\s*(hypothesis|category)[\s*]*()", re.IGNORECASE)
+FIELD = re.compile(rf"{DECORATION}(hypothesis|category|whole[ _-]file){DECORATION}(?::[\s*_]*(.*))?", re.IGNORECASE)
 
 
 def parse_reply(text: str) -> Proposal:
@@ -90,9 +89,9 @@ def apply_edits(proposal: Proposal, files: Mapping[str, str], editable: Sequence
     if not changed:
         raise EditError("the edits change nothing: the result is the file as it was; propose a real change")
     for path, text in changed.items():
-        if path.endswith(".py") and (files.get(path) is None or not syntax_error(files[path], path)):
-            if error := syntax_error(text, path):
-                raise EditError(error)
+        error = syntax_error(text, path) if path.endswith(".py") else ""
+        if error and not syntax_error(files.get(path, ""), path):  # else it is written for another Python
+            raise EditError(error)
     return changed
 
 
@@ -103,8 +102,8 @@ def syntax_error(text: str, path: str) -> str:
             warnings.simplefilter("ignore")
             compile(text, path, "exec", dont_inherit=True)
     except SyntaxError as error:
-        line = text.split("\n")[(error.lineno or 1) - 1].strip()[:200] if (error.lineno or 1) <= text.count("\n") else ""
-        return f"{path} would not be valid Python: line {error.lineno}: {error.msg}" + (f"\n    {line}" if line else "")
+        line = "".join(text.split("\n")[(error.lineno or 1) - 1 : error.lineno or 1]).strip()[:200]
+        return f"{path} would not be valid Python: line {error.lineno}: {error.msg}\n    {line}".rstrip()
     except (ValueError, RecursionError, MemoryError, OverflowError) as error:
         return f"{path} would not be valid Python: {error or type(error).__name__}"
     return ""
@@ -126,7 +125,6 @@ def _scan(lines: list[str]) -> tuple[list[Edit], list[str]]:
     prose: list[str] = []
     i, floor = 0, 0
     while i < len(lines):
-        field = FIELD.fullmatch(lines[i])
         if opening := OPEN.fullmatch(lines[i]):
             path = _path(opening[2]) or _path_above(prose[floor:]) or (edits[-1].path if edits else "")
             if len(edits) == MOST_EDITS:
@@ -134,9 +132,9 @@ def _scan(lines: list[str]) -> tuple[list[Edit], list[str]]:
             edit, i = _block(lines, i, path, len(edits) + 1)
             edits.append(edit)
             floor = len(prose)
-        elif field and field[1].lower().startswith("whole"):
+        elif (path := _whole_file(lines[i])) is not None:
             text, i = _whole(lines, i + 1)
-            edits.append(Edit(path=field[2].strip().strip("`*'\" "), search="", replace=text))
+            edits.append(Edit(path=path, search="", replace=text))
             floor = len(prose)
         else:
             prose.append(lines[i])
@@ -162,11 +160,13 @@ def _block(lines: list[str], start: int, path: str, number: int) -> tuple[Edit, 
     dividers = [i for i, line in enumerate(body) if line.rstrip() == "=" * size]
     dividers = dividers or [i for i, line in enumerate(body) if re.fullmatch(r"\s*={5,}\s*", line)]
     if not dividers:
-        raise EditError(f"block {number} (of {path or 'the file'}) has no line {'=' * 7} between SEARCH and REPLACE")
+        raise EditError(f"block {number} (of {path or 'the file'}) has no line ======= between SEARCH and REPLACE")
     search, replace = _text(body[: dividers[0]]), _text(body[dividers[0] + 1 :])
     if not search:
-        raise EditError(f"block {number} has an empty SEARCH part: quote the lines to be replaced (to insert, quote "
-                        "a neighbouring line and repeat it), or give the whole file after `Whole file: <path>`")  # fmt: skip
+        raise EditError(
+            f"block {number} has an empty SEARCH part: quote the lines to be replaced (to insert, quote "
+            "a neighbouring line and repeat it), or give the whole file after `Whole file: <path>`"
+        )
     return Edit(path=path, search=search, replace=replace), start + 1 + candidates[0] + 1
 
 
@@ -184,7 +184,7 @@ def _whole(lines: list[str], start: int) -> tuple[str, int]:
     for i in range(start + 1, len(lines)):
         if lines[i].strip() == fence[1]:
             ends.append(i)
-        elif ends and (m := FIELD.fullmatch(lines[i])) and m[1].lower().startswith("whole"):
+        elif ends and _whole_file(lines[i]) is not None:
             break
     if not ends:
         raise EditError(f"the whole file's fence {fence[1]} is never closed: the reply was cut off, or lacks that line")
@@ -194,14 +194,21 @@ def _whole(lines: list[str], start: int) -> tuple[str, int]:
     return _text(lines[start + 1 : ends[-1]]), ends[-1] + 1
 
 
+def _whole_file(line: str) -> str | None:
+    """The path of a line `Whole file: path`, "" where it is left out; None for any other line."""
+    field = FIELD.fullmatch(line)
+    named = field and field[2] is not None and field[1].lower().startswith("whole")
+    return field[2].strip("`*'\" ") if field and named else None
+
+
 def _fields(prose: list[str]) -> tuple[str, str]:
     """The hypothesis, one paragraph on one line, and the category."""
     said: dict[str, list[str]] = {}
     key = ""
     for line in prose:
-        if match := FIELD.fullmatch(line) or BARE_FIELD.fullmatch(line):
+        if match := FIELD.fullmatch(line):
             key = match[1].lower()
-            said[key] = [match[2]]
+            said[key] = [match[2] or ""]
         elif key and (FENCE.fullmatch(line) or (not line.strip() and any(s.strip() for s in said[key]))):
             key = ""
         elif key and not _path(line):
@@ -300,25 +307,19 @@ def _splits(edit: Edit) -> list[tuple[list[str], list[str]]]:
 
 def _exact(have: list[str], search: list[str], replace: list[str]) -> list[Match]:
     size = len(search)
-    return [(i, size, replace) for i in range(len(have) - size + 1) if have[i] == search[0] and have[i : i + size] == search]
+    return [(i, size, replace) for i in range(len(have) - size + 1) if have[i : i + size] == search]
 
 
 def _tolerant(have: list[str], search: list[str], replace: list[str]) -> list[Match]:
     """Equal but for blanks at line ends and one shift of the indentation, which the replacement gets as well."""
-    lead = next((i for i, line in enumerate(search) if line.strip()), len(search))
-    tail = next((i for i, line in enumerate(reversed(search)) if line.strip()), 0)
-    search = [line.rstrip() for line in search[lead : len(search) - tail]]
-    if not search:
+    if not any(line.strip() for line in search):
         return []
-    blank = [bool(line.strip()) for line in replace]
-    first = min(lead, blank.index(True)) if any(blank) else min(lead, len(replace))
-    last = min(tail, blank[::-1].index(True)) if any(blank) else 0
-    replace = replace[first : len(replace) - last]
+    if not (search[0].strip() and search[-1].strip()):  # blank lines around the text, which the file may lack
+        search, replace = _unpadded(search), _unpadded(replace)
     found: list[Match] = []
-    bare = [line.strip() for line in have]
-    wanted = [line.strip() for line in search]
+    bare, wanted = [line.strip() for line in have], [line.strip() for line in search]
     for i in range(len(have) - len(search) + 1):
-        if bare[i] == wanted[0] and bare[i : i + len(search)] == wanted:
+        if bare[i : i + len(search)] == wanted:
             new = _shifted(have[i : i + len(search)], search, replace)
             if new is not None:
                 found.append((i, len(search), new))
@@ -327,12 +328,11 @@ def _tolerant(have: list[str], search: list[str], replace: list[str]) -> list[Ma
 
 def _shifted(have: list[str], search: list[str], replace: list[str]) -> list[str] | None:
     """`replace` with the indentation that takes `search` to `have`, or None where there is no single one."""
-    there, here = _indent(have[0]), _indent(search[0])
-    add, drop = there.removesuffix(here), here.removesuffix(there)
-    if not (there.endswith(here) or here.endswith(there)):
-        add, drop = there, here  # tabs for spaces, say
-    else:
-        add, drop = (add, "") if there.endswith(here) else ("", drop)
+    add, drop = _indent(have[0]), _indent(search[0])
+    if add.endswith(drop):
+        add, drop = add.removesuffix(drop), ""
+    elif drop.endswith(add):
+        add, drop = "", drop.removesuffix(add)
 
     def shift(line: str) -> str | None:
         if not line.strip():
@@ -360,6 +360,11 @@ def _nearest(have: list[str], edit: Edit, path: str) -> str:
     start = max(0, max(votes, key=lambda offset: votes[offset]) - 1)
     shown = range(start, min(len(have), start + min(len(search) + 2, NEAREST)))
     return "\nThe nearest lines of the file:\n" + "\n".join(f"{i + 1:5} | {have[i][:300]}" for i in shown)
+
+
+def _unpadded(lines: list[str]) -> list[str]:
+    full = [i for i, line in enumerate(lines) if line.strip()]
+    return lines[full[0] : full[-1] + 1] if full else []
 
 
 def _indent(line: str) -> str:
