@@ -66,7 +66,7 @@ class Limits:
     files: int = 100_000
     """In the output folder."""
     scratch_bytes: int = 4 << 30
-    """Of /tmp, and of /dev/shm: both live in memory, and end with the trial."""
+    """Of /tmp, of the empty home, and of /dev/shm: they live in memory, and end with the trial."""
 
     @classmethod
     def of_machine(cls, slots: int = 1) -> Limits:
@@ -120,8 +120,6 @@ class Bubblewrap:
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         environment = {**DEFAULTS, **room.env}
-        if room.slot is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = "0"  # it is the only one there is
         options = ["--clearenv"]
         for name, value in environment.items():
             options += ["--setenv", name, value]
@@ -138,12 +136,12 @@ class Bubblewrap:
             "output": str(room.output),
         }
         guard = [sys.executable, "-I", "-S", str(GUARD), json.dumps(limits)]
-        return [*guard, str(self.bwrap), *options, "--", *argv]
+        count = self.limits.processes  # counted in the room's user namespace, so it is set inside
+        stop = ["prlimit", f"--nproc={count}:{count}", "--"] if os.path.exists("/usr/bin/prlimit") else []
+        return [*guard, str(self.bwrap), *options, "--", *stop, *argv]
 
     def inner(self, room: Room) -> list[str] | None:
-        options = self._walls(
-            [sys.executable], room, room.hidden, fresh_proc=not _is_root() and self.fresh_proc
-        )
+        options = self._walls([sys.executable], room, room.hidden, fresh_proc=not _is_root() and self.fresh_proc)
         options += ["--disable-userns", "--ro-bind", str(room.output), str(room.output)]
         return [str(self.bwrap), *options, *CLOSED, "--chdir", str(room.workdir)]
 
@@ -157,7 +155,8 @@ class Bubblewrap:
         for path in self.private:
             options += ["--tmpfs", str(path)] if _is_below(path, SYSTEM) else []
         scratch = str(self.limits.scratch_bytes)
-        options += ["--size", scratch, "--tmpfs", "/tmp", "--dev", "/dev"]
+        home = room.env.get("HOME", "/tmp")  # empty, but there, because libraries keep small things in it
+        options += ["--size", scratch, "--tmpfs", "/tmp", "--size", scratch, "--tmpfs", home, "--dev", "/dev"]
         options += ["--size", scratch, "--tmpfs", "/dev/shm"]
         for node in gpu_nodes(room.slot):
             options += ["--dev-bind-try", node, node]
@@ -179,9 +178,7 @@ class Container:
         if not shutil.which(engine):
             raise Failure(f"{engine} is not installed: install it, or use --sandbox bubblewrap")
         if not image:
-            raise Failure(
-                f"--sandbox {engine} needs an image with torch in it: set RESEARCH_IMAGE to its name"
-            )
+            raise Failure(f"--sandbox {engine} needs an image with torch in it: set RESEARCH_IMAGE to its name")
         self.name, self.image, self.limits = engine, image, limits or Limits.of_machine()
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
@@ -202,9 +199,7 @@ class Container:
         options += [f"--volume={room.output}:{room.output}:rw", f"--workdir={room.workdir}"]
         if room.slot is not None:
             options.append(
-                f"--gpus=device={room.slot}"
-                if self.name == "docker"
-                else f"--device=nvidia.com/gpu={room.slot}"
+                f"--gpus=device={room.slot}" if self.name == "docker" else f"--device=nvidia.com/gpu={room.slot}"
             )
         options += [f"--env={name}={value}" for name, value in {**DEFAULTS, **room.env}.items()]
         # SIGKILL of the client leaves its container running: one of the same slot goes before the next starts

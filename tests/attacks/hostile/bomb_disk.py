@@ -1,0 +1,12 @@
+"""Writes one file without end."""
+
+from honest import OUTPUT, claim, main, plan, predict  # noqa: F401
+
+if __name__ == "__main__":
+    print("step 0 | loss 1.0 | 0.0%", flush=True)
+    written = 0
+    with open(OUTPUT / "big", "wb", 0) as file:
+        while written < plan["most_megabytes"]:
+            written += file.write(b"x" * (16 << 20)) >> 20
+    claim(f"{written} MB")
+    main()
