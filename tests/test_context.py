@@ -142,6 +142,15 @@ def test_a_long_history_is_bounded_and_the_newest_is_kept():
     assert numbers == sorted(numbers)
 
 
+def test_a_night_of_many_keeps_is_bounded_too():
+    long = [experiment(n, "keep", 1.5, 0.1, hypothesis=f"hyp{n} " + "w " * 400) for n in range(1, 401)]
+    text = prompt((BASELINE, *long))
+    history = text[text.index("# Experiments so far") : text.index("# The editable files")]
+    assert context.estimate_tokens(history) < 1.3 * context.HISTORY_TOKENS
+    told = [int(n) for n in re.findall(r"- #(\d+) keep", history)]
+    assert told == list(range(told[0], 401)) and re.search(r"- optimizer: \d+ keep", history)
+
+
 def test_a_plateau_asks_for_another_kind_of_idea():
     few = (BASELINE, *(experiment(n) for n in range(1, context.PLATEAU)))
     assert "# Plateau" not in prompt(few)
