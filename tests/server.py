@@ -158,9 +158,7 @@ class Conversation(BaseHTTPRequestHandler):
         if step.drop == "middle" or step.ping:
             return self._lose()
         if step.late_error:
-            self._chunk(
-                ("event: error\n" if self._anthropic else "") + f"data: {json.dumps(self._error(step))}\n\n"
-            )
+            self._chunk(("event: error\n" if self._anthropic else "") + f"data: {json.dumps(self._error(step))}\n\n")
         elif not self._anthropic and step.drop != "end":
             self._chunk("data: [DONE]\n\n")
         self.wfile.write(b"0\r\n\r\n")
@@ -253,9 +251,7 @@ def read_steps(folder: Path) -> list[Step]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description="A scripted language model server for tests and demonstrations."
-    )
+    parser = argparse.ArgumentParser(description="A scripted language model server for tests and demonstrations.")
     parser.add_argument("--port", type=int, default=0, help="0: any that is free")
     parser.add_argument("--replies", type=Path, required=True, help="a folder, one file per step")
     arguments = parser.parse_args()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -48,10 +50,9 @@ TALK = (
 @pytest.fixture(autouse=True)
 def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """The person's own keys and addresses stay out of the tests."""
-    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith(("ANTHROPIC_", "OPENAI_")) or name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
 
 
 @pytest.fixture(params=["anthropic", "openai"])
@@ -184,6 +185,21 @@ def test_a_hanging_server_meets_the_deadline(api: str, step: Step) -> None:
     assert len(server.requests) == 1
 
 
+def test_a_wait_that_would_pass_the_deadline_is_not_begun(api: str) -> None:
+    policy = Policy(deadline=60.0, longest_retry_after=7200.0)
+    busy = Step(status=429, kind="rate_limit_error", headers={"retry-after": "3600"})
+    with ModelServer([busy, REPLY]) as server, pytest.raises(ProposerError, match="HTTP 429") as caught:
+        proposer(api, server, policy).propose(request())
+    assert not caught.value.final and len(server.requests) == 1
+
+
+def test_a_model_that_is_silent_for_too_long_may_have_been_paid_for() -> None:
+    policy = Policy(deadline=30.0, silence=0.2, first_wait=0.01)
+    with ModelServer([Step(hang=True)] * 4) as server, pytest.raises(UnusableReply, match="2 times") as caught:
+        proposer("anthropic", server, policy).propose(request())
+    assert len(server.requests) == 2 and caught.value.reply.input_tokens > 10
+
+
 def test_a_server_that_stays_busy_meets_the_deadline(api: str) -> None:
     policy = Policy(deadline=0.3, first_wait=0.02, longest_wait=0.05)
     with ModelServer([Step(status=503, kind="api_error")] * 100) as server, pytest.raises(ProposerError) as caught:
@@ -241,7 +257,8 @@ def test_a_command_reads_the_talk_and_prints_the_reply() -> None:
 
 def test_a_command_that_fails_says_why() -> None:
     with pytest.raises(ProposerError, match="exit code 3, last said: not logged in") as caught:
-        CommandProposer(python("import sys; print('hm\\nnot logged in', file=sys.stderr); sys.exit(3)")).propose(request())
+        fail = "import sys; print('hm\\nnot logged in', file=sys.stderr); sys.exit(3)"
+        CommandProposer(python(fail)).propose(request())
     assert not caught.value.final
     with pytest.raises(ProposerError, match="printed nothing"):
         CommandProposer(python("pass")).propose(request())
@@ -261,7 +278,7 @@ open({str(pid)!r}, "w").write(str(child.pid))
 time.sleep(600)
 """
     with pytest.raises(ProposerError, match="no reply within"):
-        CommandProposer(python(code), deadline=3.0).propose(request())
+        CommandProposer(python(code), deadline=2.0).propose(request())
     child = Path("/proc") / pid.read_text()
     until = time.monotonic() + 10
     while child.exists() and (child / "stat").read_text().split()[2] != "Z" and time.monotonic() < until:
@@ -318,6 +335,25 @@ def test_auto_takes_what_is_configured(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert choose_proposer("auto", replay=tmp_path).name == "replay"
     assert choose_proposer("auto", command="claude -p", replay=tmp_path).name == "command"
     assert "ANTHROPIC_API_KEY is set but not used" in banner(choose_proposer("search"))
+
+
+def test_an_address_is_checked() -> None:
+    with pytest.raises(Failure, match="http://127.0.0.1"):
+        choose_proposer("openai", base_url="localhost:11434")
+
+
+def test_the_scripted_server_runs_by_itself(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text('{"status": 529, "kind": "overloaded_error"}')
+    (tmp_path / "2.txt").write_text(REPLY)
+    argv = [sys.executable, str(Path(__file__).parent / "server.py"), "--replies", str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().strip()
+        try:
+            reply = OpenAIProposer(base_url=f"http://127.0.0.1:{port}/v1", policy=QUICK).propose(request())
+        finally:
+            process.terminate()
+    assert reply.text == REPLY
 
 
 @pytest.mark.parametrize(

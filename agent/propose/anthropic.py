@@ -31,9 +31,7 @@ class AnthropicProposer(ApiProposer):
         """Raises Failure when there is neither a key nor an address that may do without."""
         key, token = os.environ.get(self.key_name), os.environ.get("ANTHROPIC_AUTH_TOKEN")
         if not (key or token or base_url):
-            raise Failure(
-                f"--proposer anthropic needs a key: export {self.key_name}=... or use --proposer search"
-            )
+            raise Failure(f"--proposer anthropic needs a key: export {self.key_name}=... or use --proposer search")
         none_needed = None if key or token else "none"
         self.client = anthropic.Anthropic(api_key=key or none_needed, base_url=base_url, max_retries=0)
         super().__init__(model or MODEL, str(self.client.base_url), policy or Policy())
@@ -83,6 +81,4 @@ def total(said: Any, before: Usage) -> Usage:
     else:
         read, write = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
         fed = said.input_tokens + read + write
-    return Usage(
-        input_tokens=fed, cache_read_tokens=read, cache_write_tokens=write, output_tokens=said.output_tokens
-    )
+    return Usage(input_tokens=fed, cache_read_tokens=read, cache_write_tokens=write, output_tokens=said.output_tokens)

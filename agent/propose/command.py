@@ -54,9 +54,7 @@ class CommandProposer:
             stdin.write(prompt.encode())
             stdin.seek(0)
             try:
-                process = subprocess.Popen(
-                    self.argv, stdin=stdin, stdout=out, stderr=err, start_new_session=True
-                )
+                process = subprocess.Popen(self.argv, stdin=stdin, stdout=out, stderr=err, start_new_session=True)
             except OSError as error:
                 raise ProposerError(
                     f"--command {self.argv[0]} can't be started: {error.strerror}", final=True
@@ -91,10 +89,7 @@ def as_text(request: Request) -> str:
     titles = {"user": "# Request", "assistant": "# Your reply"}
     if len(request.turns) == 1:
         return f"{request.system}\n\n{request.turns[0].text}\n"
-    return (
-        "\n\n".join([request.system, *(f"{titles[turn.role]}\n\n{turn.text}" for turn in request.turns)])
-        + "\n"
-    )
+    return "\n\n".join([request.system, *(f"{titles[turn.role]}\n\n{turn.text}" for turn in request.turns)]) + "\n"
 
 
 def last_line(text: str) -> str:

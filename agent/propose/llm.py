@@ -10,12 +10,12 @@ import email.utils
 import ipaddress
 import json
 import logging
+import random
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -28,7 +28,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
-from agent.errors import ProposerError
+from agent.errors import Failure, ProposerError
 from agent.propose.context import estimate_tokens, one_line
 from agent.protocols import Request
 from agent.records import Reply
@@ -59,9 +59,8 @@ class Policy:
     silence: float = 300.0
     """Without a byte for so long, a call counts as hung. Some models think for minutes in silence."""
     first_wait: float = 2.0
-    """Before the first retry; each further wait is twice as long, plus up to this much at random."""
+    """Before the first retry; each further wait is twice as long, up to `longest_wait`, plus some at random."""
     longest_wait: float = 60.0
-    """The most that such a wait grows to."""
     longest_retry_after: float = 180.0
     """A server's Retry-After is honoured up to here."""
     paid_calls: int = 2
@@ -99,13 +98,6 @@ class Heard:
     """The model began to answer, so the call may be billed."""
 
 
-class Stream(Protocol):
-    """What both SDKs return: events, and a way to hang up."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-    def close(self) -> None: ...
-
-
 class ApiProposer:
     """The life of one request to an API; a subclass speaks that API's format."""
 
@@ -119,6 +111,9 @@ class ApiProposer:
     """What the SDK raises when a call fails."""
 
     def __init__(self, model: str, base_url: str, policy: Policy):
+        """Raises Failure when the address is none."""
+        if not base_url.startswith(("http://", "https://")):
+            raise Failure(f"--base-url {base_url} is no address: write for example http://127.0.0.1:11434/v1")
         self.model = model
         self.base_url = base_url
         self.policy = policy
@@ -180,8 +175,11 @@ class ApiProposer:
                 self._listen(stream, heard, left)
         except Exception as error:
             # Hanging up at the deadline makes the stream raise whatever its layers think of.
-            if time.monotonic() < end and not isinstance(error, (*self.errors, httpx2.HTTPError, ValueError)):
+            known = (*self.errors, httpx2.HTTPError, json.JSONDecodeError)
+            if time.monotonic() < end and not isinstance(error, known):
                 raise
+            # A model that thinks in silence for too long is working, and may be billed.
+            heard.started |= isinstance(error.__cause__ or error, httpx2.ReadTimeout)
             failure = self._failure(error)
         else:
             failure = None if heard.stop else Again("the connection broke before the reply was complete")
@@ -190,12 +188,10 @@ class ApiProposer:
         if heard.started:
             lost.append(self._filled(request, heard).usage)
             if len(lost) >= self.policy.paid_calls:
-                raise ProposerError(
-                    f"{failure} ({len(lost)} times, half way through the reply)", failure.final
-                )
+                raise ProposerError(f"{failure} ({len(lost)} times, half way through)", failure.final)
         raise failure
 
-    def _listen(self, stream: Stream, heard: Heard, seconds: float) -> None:
+    def _listen(self, stream: Any, heard: Heard, seconds: float) -> None:
         # A server that only sends keep-alives never lets the loop below come round: hang up from outside.
         watchdog = threading.Timer(seconds, stream.close)
         watchdog.daemon = True
@@ -223,19 +219,15 @@ class ApiProposer:
         return ProposerError(advice.get(status, refused), final=True)
 
     def _wait(self, state: RetryCallState) -> float:
-        policy = self.policy
-        error = state.outcome.exception() if state.outcome else None
-        backoff = wait_exponential_jitter(multiplier=policy.first_wait, max=policy.longest_wait, jitter=policy.first_wait)(
-            state
-        )
-        if isinstance(error, Again) and error.retry_after is not None:
-            return max(
-                backoff if error.retry_after <= 0 else 0.0, min(error.retry_after, policy.longest_retry_after)
-            )
-        return backoff
+        policy, error = self.policy, state.outcome and state.outcome.exception()
+        asked = error.retry_after if isinstance(error, Again) else None
+        if asked and asked > 0:
+            return min(asked, policy.longest_retry_after) + random.uniform(0, policy.first_wait)
+        first, longest = policy.first_wait, policy.longest_wait
+        return wait_exponential_jitter(multiplier=first, max=longest, jitter=first)(state)
 
     def _say(self, state: RetryCallState) -> None:
-        error = state.outcome.exception() if state.outcome else None
+        error = state.outcome and state.outcome.exception()
         log.warning("%s %s: %s; asking again in %.0f s", self.name, self.model, error, state.upcoming_sleep)
 
     def _input_tokens(self, request: Request) -> int:
@@ -301,8 +293,8 @@ def status_and_message(error: Exception) -> tuple[int, str]:
         status = 402 if 402 in named else (named or [0])[0]
     if isinstance(error, json.JSONDecodeError):
         return status, "the stream is not in the API's format"
-    said = str(inner.get("message") or error) or type(error).__name__
-    return status, one_line(said)
+    said = inner.get("message") or (status or error.__cause__ is None) and str(error) or error.__cause__
+    return status, one_line(said or type(error).__name__)
 
 
 def retry_after(headers: Any) -> float | None:

@@ -29,9 +29,7 @@ class ReplayProposer:
         except (OSError, UnicodeDecodeError) as error:
             raise Failure(f"--replay {path} can't be read: {error}") from None
         if not self.replies:
-            raise Failure(
-                f"--replay {path} holds no replies: give a folder, or a file divided by {DIVIDER!r}"
-            )
+            raise Failure(f"--replay {path} holds no replies: give a folder, or a file divided by {DIVIDER!r}")
 
     def most_usd(self, request: Request) -> float | None:
         return 0.0
