@@ -147,15 +147,18 @@ def test_a_hang_in_startup_is_ended(lab):
     assert lab.run("pass", program).reason.startswith("it prints no progress lines")
 
 
-def test_a_hang_in_training_is_ended_and_its_output_goes_on_being_bounded(lab):
+def test_a_hang_in_training_is_ended_and_its_output_goes_on_being_bounded(tmp_path):
+    lab = Lab(tmp_path, slack=1)
     got = lab.run(HEAD + "while True: print('x' * 100)", contract(budget="0.1s"))
     assert got.outcome == "timeout" and "budget of 0.1s" in got.reason
-    assert got.training_seconds > 10 and len(got.log_tail) <= 4000
+    assert got.training_seconds > 1 and len(got.log_tail) <= 4000
 
 
-def test_training_past_its_budget_is_refused(lab):
-    train = GOOD + "while time.monotonic() < start + 5.5: signal.sigtimedwait([], 0.1)\n"
-    got = lab.run(train.replace("step(0", "start = time.monotonic()\nstep(0"), contract(budget="0.1s"))
+def test_training_past_its_budget_is_refused(tmp_path):
+    lab = Lab(tmp_path, slack=6)
+    train = "import time\nstart = time.monotonic()\n" + GOOD
+    train += "while time.monotonic() < start + 7.5: signal.sigtimedwait([], 0.1)\n"
+    got = lab.run(train, contract(budget="0.1s"))
     assert got.outcome == "violation" and "its budget is 0.1s" in got.reason
 
 
