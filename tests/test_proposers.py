@@ -95,6 +95,13 @@ def test_the_whole_talk_is_sent(api: str) -> None:
     assert server.prompts == ["That block matches nowhere."]
 
 
+def test_a_reply_that_was_lost_leaves_no_empty_message(api: str) -> None:
+    lost = (TALK[0], Turn(role="assistant", text=""), TALK[2])
+    with ModelServer([REPLY]) as server:
+        proposer(api, server).propose(request(*lost))
+    assert all(message["content"].strip() for message in server.requests[0]["body"]["messages"])
+
+
 def test_a_reply_without_usage_figures_is_estimated() -> None:
     with ModelServer([Step(REPLY, usage=False)]) as server:
         reply = proposer("openai", server).propose(request())

@@ -11,7 +11,7 @@ from anthropic.types import MessageParam
 from genai_prices import Usage
 
 from agent.errors import Failure
-from agent.propose.llm import ApiProposer, Heard, Policy
+from agent.propose.llm import ApiProposer, Heard, Policy, messages
 from agent.protocols import Request
 
 # Of the models in the SDK's list whose price genai-prices knows, the one described as "the best combination
@@ -38,12 +38,11 @@ class AnthropicProposer(ApiProposer):
 
     def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
         """The system prompt is the same for every experiment, so it is worth a place in the prompt cache."""
-        messages = [{"role": turn.role, "content": turn.text} for turn in request.turns]
         return self.client.messages.create(
             model=self.model,
             max_tokens=self.policy.max_output,
             system=[{"type": "text", "text": request.system, "cache_control": {"type": "ephemeral"}}],
-            messages=cast("list[MessageParam]", messages),
+            messages=cast("list[MessageParam]", messages(request)),
             stream=True,
             timeout=timeout,
         )

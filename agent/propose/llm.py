@@ -257,6 +257,11 @@ class ApiProposer:
         )
 
 
+def messages(request: Request) -> list[dict[str, str]]:
+    """The talk in the form that both APIs take; they refuse empty messages, as after a reply that broke."""
+    return [{"role": turn.role, "content": turn.text if turn.text.strip() else "(no reply)"} for turn in request.turns]
+
+
 def price(model: str, usage: Usage, *, provider: str | None = None, url: str = "") -> float | None:
     """Dollars by genai-prices: 0 for a server on this machine, None for a model or host it does not know.
 

@@ -16,7 +16,7 @@ from genai_prices import Usage
 from openai.types.chat import ChatCompletionMessageParam
 
 from agent.errors import Failure
-from agent.propose.llm import ApiProposer, Heard, Policy
+from agent.propose.llm import ApiProposer, Heard, Policy, messages
 from agent.protocols import Request
 
 # Of the models in the SDK's list, the newest for coding whose price genai-prices knows: gpt-6.2-sol is listed
@@ -48,11 +48,10 @@ class OpenAIProposer(ApiProposer):
         return (urlsplit(self.base_url).hostname or "").endswith(REASONING_LIMIT_HOSTS)
 
     def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
-        messages = [{"role": "system", "content": request.system}]
-        messages += [{"role": turn.role, "content": turn.text} for turn in request.turns]
+        talk = [{"role": "system", "content": request.system}, *messages(request)]
         return self.client.chat.completions.create(
             model=self.model,
-            messages=cast("list[ChatCompletionMessageParam]", messages),
+            messages=cast("list[ChatCompletionMessageParam]", talk),
             stream=True,
             stream_options={"include_usage": True},
             timeout=timeout,

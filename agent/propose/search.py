@@ -128,7 +128,8 @@ def choose(
     aim = trial.suggest_int(constant.key, 0, len(constant.grid) - 1)
     gains = [t.gain for t in tries if t.key == constant.key and t.gain is not None]
     best = f", the best gain in {metric} was {max(gains):+.2g}" if gains else ""
-    return constant, aim, f"tried {tried[constant.key]} times{best}; TPE expects the most of this value"
+    times = "once" if tried[constant.key] == 1 else f"{tried[constant.key]} times"
+    return constant, aim, f"tried {times}{best}; TPE expects the most of this value"
 
 
 def rank(constant: Constant) -> int:
