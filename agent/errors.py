@@ -18,6 +18,9 @@ class ProgramError(Failure):
 class ProposerError(Failure):
     """No proposal can be had from this proposer; `final` when asking again can't help."""
 
+    reply: Reply | None = None
+    """What was paid for all the same: a reply that was cut off or refused, never to be applied."""
+
     def __init__(self, message: str, final: bool = False):
         super().__init__(message)
         self.final = final

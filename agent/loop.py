@@ -258,10 +258,10 @@ class Loop:
             self.ledger.replied(number, turn, future.result())
             self.outages = 0
         except ProposerError as error:
-            self.outages += 1
             if error.reply is not None:  # paid for, but cut off or refused
                 self.ledger.replied(number, turn, error.reply.model_copy(update={"unusable": str(error)}))
             else:
+                self.outages += 1
                 self.ledger.unanswered(number, turn)
             if error.final or self.outages > PATIENCE or self.leaving.is_set():
                 self.ledger.abandon(number)
@@ -322,7 +322,8 @@ class Loop:
         talk: list[Turn] = []
         for call in experiment.calls:
             if call.reply is not None:
-                talk += [Turn(role="user", text=call.question), Turn(role="assistant", text=call.reply.text)]
+                said = call.reply.text or "(empty reply)"  # providers refuse a turn without text
+                talk += [Turn(role="user", text=call.question), Turn(role="assistant", text=said)]
         if experiment.calls and experiment.calls[-1].reply is None:
             talk.append(Turn(role="user", text=experiment.calls[-1].question))
         elif talk:

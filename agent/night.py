@@ -83,7 +83,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
 def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
     """Try to break out of the sandbox. Raises Failure where anything succeeds."""
     holdout = [workspace.root / Path(name).expanduser() for name in program.holdout]
-    if escapes := probe(sandbox, workspace.home, workspace.root, program.protect, holdout=holdout):
+    if escapes := probe(sandbox, workspace.home, workspace.root, holdout=holdout, protected=program.protect):
         raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
 
 

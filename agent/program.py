@@ -208,8 +208,10 @@ def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Prog
         where = f"line {mark.line + 2}" if mark else "its front matter"
         raise ProgramError(f"program.md: {where} is not YAML; between --- lines write: {EXAMPLE}") from None
     contract = _merge(front, overrides or {})
-    if not contract.get("metric"):
-        raise ProgramError(f"program.md names no metric to measure; between --- lines write: {EXAMPLE}")
+    try:
+        program = Program.model_validate({**contract, "direction": prose.strip()})
+    except ValidationError as error:
+        raise ProgramError("program.md: " + _explain(error)) from None
     words = re.findall(r"\w+", re.sub(r"(?m)^#.*$", "", prose))
     if len(words) < SMALLEST_DIRECTION:
         said = " ".join(words) or "nothing"
@@ -217,10 +219,7 @@ def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Prog
             f"program.md is too vague (its direction says {said!r}): below the front matter write "
             "what to try, what to leave alone and what counts, in a few sentences"
         )
-    try:
-        return Program.model_validate({**contract, "direction": prose.strip()})
-    except ValidationError as error:
-        raise ProgramError("program.md: " + _explain(error)) from None
+    return program
 
 
 def load_program(path: Path, overrides: Mapping[str, Any] | None = None) -> Program:
@@ -250,7 +249,7 @@ def _merge(front: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any
 
 def _explain(error: ValidationError) -> str:
     """The first thing wrong, in one line that says what to write."""
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")  # a misspelt key explains the rest
     place = [str(part) for part in first["loc"]]
     name = ".".join(place) or "the contract"
     if first["type"] == "extra_forbidden":
@@ -258,6 +257,8 @@ def _explain(error: ValidationError) -> str:
         near = difflib.get_close_matches(place[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else "known keys: " + ", ".join(known)
         return f"unknown key {name!r}; {hint}"
+    if place == ["metric"] and first["type"] in ("missing", "model_type"):
+        return f"it names no metric, so nothing can be measured; between --- lines write: {EXAMPLE}"
     if first["type"] == "missing":
         return f"{name} is missing; write for example: {EXAMPLE}"
     said = first["msg"].removeprefix("Value error, ")

@@ -31,6 +31,7 @@ def test_this_repositorys_own_program_is_read():
     ("front", "says"),
     [
         ("budget: 5m\n", "names no metric"),
+        ("metrik: {name: loss}\n", "did you mean 'metric'"),
         ("metric: {name: loss\n", "is not YAML"),
         ("- a\n- b\n", "names no metric"),
         (GOOD + "budgit: 5m\n", "unknown key 'budgit'; did you mean 'budget'"),
