@@ -49,7 +49,7 @@ import numpy as np
 
 CACHE = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight")
 TRAIN, HELDOUT = CACHE / "train", CACHE / "heldout"  # what training may read, and what it may not
-OUTPUT = Path(os.environ.get("RESEARCH_OUTPUT") or "out")
+OUTPUT = Path(os.environ.get("RESEARCH_OUTPUT") or CACHE / "out")
 CHECKPOINT = OUTPUT / "model.safetensors"
 SEED = int(os.environ.get("RESEARCH_SEED") or 0)
 
@@ -66,7 +66,7 @@ PATTERN = (
 )
 BOS = "<|bos|>"
 TOKENIZER_CHARS = 64_000_000  # the tokenizer learns from the first so many characters of the shuffled train split
-HELDOUT_BYTES = 16_000_000  # of text, for val and for test each, at most: the whole split is evaluated every time
+HELDOUT_BYTES = 16_000_000  # of other sources' text for val and for test each, at most: all of it is evaluated
 HUB = {  # name: (repository, folder of its Parquet files, column)
     "climbmix": ("karpathy/climbmix-400b-shuffle", "", "text"),
     "fineweb-edu": ("karpathy/fineweb-edu-100b-shuffle", "", "text"),
@@ -178,6 +178,7 @@ class Source:
     fetch: Callable[[Any], Path]
     column: str = "text"
     shortest: int = 1
+    heldout_bytes: float = HELDOUT_BYTES
 
     def texts(self, file: Any) -> Iterator[str]:
         return read_documents(self.fetch(file), self.column, self.shortest)
@@ -195,7 +196,7 @@ def source_key(name: str, device: str, shards: int) -> str:
 def find_source(name: str, device: str, shards: int) -> Source:
     """The source that `--source` names. Raises UserError when there is nothing there."""
     if name == "python":
-        source = Source(list(python_files(with_packages=device == "cuda")), Path, shortest=200)
+        source = Source(list(python_files(with_packages=device == "cuda")), Path, shortest=200, heldout_bytes=math.inf)
     elif name in HUB:
         files, fetch = hub_files(name, shards)
         source = Source(list(files), fetch, column=HUB[name][2])
@@ -287,7 +288,8 @@ class Builder:
 
     FILES = ("train.bin", "val.bin", "test.bin", "seen.bin")
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer):
+    def __init__(self, folder: Path, tokenizer: Tokenizer, heldout_bytes: float):
+        self.heldout_bytes = heldout_bytes
         self.folder, self.tokenizer, self.encoding = folder, tokenizer, tokenizer.encoding()
         self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
         state = folder / "state.json"
@@ -306,15 +308,21 @@ class Builder:
             digest = hashlib.sha1(raw).digest()
             split = split_of(digest)
             used = self.state["bytes"].get(split, 0)
-            if digest in self.seen or (split != "train" and used >= HELDOUT_BYTES):
+            if digest in self.seen or (split != "train" and used >= self.heldout_bytes):
                 continue
             self.seen.add(digest)
             self.out["seen.bin"].write(digest)
             self.state["bytes"][split] = used + len(raw)
             fresh[split].append(text)
-        for split, documents in fresh.items():
-            for ids in self.encoding.encode_ordinary_batch(documents, num_threads=os.cpu_count() or 1):
-                self.out[f"{split}.bin"].write(np.array([self.tokenizer.bos, *ids], dtype=self.dtype).tobytes())
+            if len(fresh[split]) >= 4096:
+                self._write(split, fresh[split])
+        for split in fresh:
+            self._write(split, fresh[split])
+
+    def _write(self, split: str, documents: list[str]) -> None:
+        for ids in self.encoding.encode_ordinary_batch(documents, num_threads=os.cpu_count() or 1):
+            self.out[f"{split}.bin"].write(np.array([self.tokenizer.bos, *ids], dtype=self.dtype).tobytes())
+        documents.clear()
 
     def checkpoint(self, files: int) -> None:
         """Everything up to the `files`-th file is on disk; a later start goes on from here."""
@@ -349,11 +357,10 @@ def build(source: Source, key: str, vocab_size: int, context: int) -> dict[str, 
     ranks = aside / "tokenizer.tiktoken"
     if not ranks.exists():
         train_tokenizer(source, vocab_size).save(ranks)
-    builder = Builder(aside, Tokenizer.load(ranks))
+    builder = Builder(aside, Tokenizer.load(ranks), source.heldout_bytes)
     chunk = max(1, len(source.files) // 100)
     for start in range(builder.state["files"], len(source.files), chunk):
-        for file in source.files[start : start + chunk]:
-            builder.add(source.texts(file))
+        builder.add(text for file in source.files[start : start + chunk] for text in source.texts(file))
         builder.checkpoint(min(start + chunk, len(source.files)))
         progress(min(start + chunk, len(source.files)), len(source.files), "tokens")
     for out in builder.out.values():

@@ -34,25 +34,29 @@ DEPTH = 4  # transformer blocks
 WIDTH = 192  # channels of the residual stream
 HEAD_SIZE = 64  # channels of an attention head; WIDTH is a multiple
 BATCH_ROWS = 8  # rows of a batch, each of the context that prepare.py sets
-BIGRAM_SLOTS = 8192  # rows of the table of hashed token pairs
+GRAM_SLOTS = 8192  # rows of each table of hashed token pairs, triples...
 
 if CUDA:  # Sizes for 1 to 5 minutes on an H100.
     DEPTH = 8
     WIDTH = 640
     HEAD_SIZE = 128
-    BATCH_ROWS = 64
-    BIGRAM_SLOTS = 65536
+    BATCH_ROWS = 32
+    GRAM_SLOTS = 65536
+COMPILE_BLOCKS = False  # trial
+CUDNN_ATTENTION = True  # on a GPU: cuDNN's fused attention, or PyTorch's own flash attention
 
 # The model.
 MLP_RATIO = 4  # hidden channels of a block's MLP, in widths
 ROPE_BASE = 100000.0  # the longest rotary wavelength, in tokens over 2 pi
 QK_SCALE = 1.15  # queries and keys are unit vectors times this (times HEAD_SIZE ** 0.25)
 LOGIT_CAP = 15.0  # logits are bent smoothly into plus or minus this
+GRAMS = 2  # the longest run of tokens with an embedding of its own
 VALUE_EMBED_EVERY = 2  # every so many blocks the token's own value vector is added in attention
 
 # The optimizers. Rates are peaks.
 MATRIX_LR = 0.03  # Muon: the blocks' matrices
-EMBED_LR = 0.3  # AdamW: token, pair and value embeddings
+EMBED_LR = 0.3  # AdamW: token and value embeddings
+GRAM_LR = 0.3  # AdamW: embeddings of pairs, triples...
 HEAD_LR = 0.01  # AdamW: the output layer
 SCALAR_LR = 0.03  # AdamW: residual scales
 MOMENTUM = 0.95  # Muon's
@@ -75,7 +79,8 @@ class Config:
     width: int = WIDTH
     head_size: int = HEAD_SIZE
     mlp_ratio: int = MLP_RATIO
-    bigram_slots: int = BIGRAM_SLOTS
+    grams: int = GRAMS
+    gram_slots: int = GRAM_SLOTS
     value_embed_every: int = VALUE_EMBED_EVERY
     rope_base: float = ROPE_BASE
     qk_scale: float = QK_SCALE
@@ -129,7 +134,9 @@ class Block(nn.Module):
         self.up = Linear(config.width, config.mlp_ratio * config.width)
         self.down = Linear(config.mlp_ratio * config.width, config.width)
 
-    def forward(self, x: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, x0: Tensor, grams: Tensor, scales: Tensor, tokens: Tensor, cos: Tensor,
+                sin: Tensor) -> Tensor:
+        x = scales[0] * x + scales[1] * x0 + scales[2] * grams
         x = x + self.attention(norm(x), tokens, cos, sin)
         return x + self.down(F.relu(self.up(norm(x))).square())
 
@@ -139,11 +146,11 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.pairs = nn.Embedding(config.bigram_slots, config.width)
+        self.grams = nn.ModuleList(nn.Embedding(config.gram_slots, config.width) for _ in range(config.grams - 1))
         every = config.value_embed_every
         self.blocks = nn.ModuleList(Block(config, i % every == every - 1) for i in range(config.depth))
         self.head = Linear(config.width, config.vocab_size)
-        self.scales = nn.Parameter(torch.tensor([[1.0, 0.1, 0.05]] * config.depth))  # stream, token, token pair
+        self.scales = nn.Parameter(torch.tensor([[1.0, 0.1, 0.05]] * config.depth))  # stream, token, grams
         frequency = config.rope_base ** -torch.linspace(0, 1, config.head_size // 2)
         angle = torch.outer(torch.arange(config.context), frequency)[:, None]
         self.register_buffer("cos", angle.cos(), persistent=False)
@@ -152,7 +159,7 @@ class GPT(nn.Module):
     @torch.no_grad()
     def initialize(self) -> None:
         for name, p in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight", "head.weight", "pairs.weight")):
+            if name.endswith(("out.weight", "down.weight", "head.weight")) or name.startswith("grams"):
                 nn.init.zeros_(p)
             elif name.endswith("embed.weight"):
                 nn.init.normal_(p, std=1.0)
@@ -161,21 +168,36 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) -> logits (B, T, vocab)."""
-        dtype = torch.bfloat16 if tokens.is_cuda else torch.float32
-        cos, sin = self.cos[: tokens.size(1)].to(dtype), self.sin[: tokens.size(1)].to(dtype)
-        before = F.pad(tokens, (1, 0))[:, :-1]
-        x0 = norm(self.embed(tokens).to(dtype))
-        pair = self.pairs((before * 1000003 + tokens * 7919) % self.config.bigram_slots).to(dtype)
-        scales = self.scales.to(dtype)
-        x = x0
+        return self.bend(self.head(norm(self.features(tokens))))
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T) -> what the output layer reads, (B, T, width)."""
+        x0, grams = self.enter(tokens)
+        cos, sin = self.cos[: tokens.size(1)].to(x0.dtype), self.sin[: tokens.size(1)].to(x0.dtype)
+        x, scales = x0, self.scales.to(x0.dtype)
         for i, block in enumerate(self.blocks):
-            x = block(scales[i, 0] * x + scales[i, 1] * x0 + scales[i, 2] * pair, tokens, cos, sin)
-        logits = self.head(norm(x)).float()
-        return self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
+            x = block(x, x0, grams, scales[i], tokens, cos, sin)
+        return x
+
+    def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings of the tokens, and of the runs of 2, 3... tokens that end at each."""
+        dtype = torch.bfloat16 if tokens.is_cuda else torch.float32
+        x0 = norm(self.embed(tokens).to(dtype))
+        grams, hashed = torch.zeros_like(x0), tokens
+        for n, table in enumerate(self.grams, 1):
+            hashed = (hashed + 1) * 36313 + F.pad(tokens, (n, 0))[:, :-n]
+            grams = grams + table((hashed * 2654435761 >> 15) % self.config.gram_slots).to(dtype)
+        return x0, grams
+
+    def bend(self, logits: Tensor) -> Tensor:
+        return self.config.logit_cap * torch.tanh(logits.float() / self.config.logit_cap)
+
+    def cost(self, x: Tensor, targets: Tensor) -> Tensor:
+        logits = self.bend(self.head(norm(x)))
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        logits = self(tokens)
-        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
+        return self.cost(self.features(tokens), targets)
 
     def flops_per_token(self) -> float:
         """Forward and backward: 6 a matrix weight, and attention as 12 x width x context, causal skips not deducted."""
@@ -254,9 +276,11 @@ def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
             matrices.setdefault(tuple(p.shape), []).append(p)
     width = model.config.width
     muon = Muon(list(matrices.values()), [3 if shape == (3 * width, width) else 1 for shape in matrices])
-    embeds = [m.weight for m in model.modules() if isinstance(m, nn.Embedding)]
+    grams = [table.weight for table in model.grams]
+    embeds = [p for name, p in model.named_parameters() if name.endswith("embed.weight")]
     groups = [
         {"params": embeds, "lr": EMBED_LR, "weight_decay": EMBED_DECAY},
+        {"params": grams, "lr": GRAM_LR, "weight_decay": EMBED_DECAY},
         {"params": [model.head.weight], "lr": HEAD_LR},
         {"params": [model.scales], "lr": SCALAR_LR},
     ]
@@ -274,7 +298,7 @@ def schedule(used: float) -> float:
 
 
 def main() -> None:
-    launched = time.monotonic()
+    launched = time.monotonic()  # torch was imported before
     device = "cuda" if CUDA else "cpu"
     torch.manual_seed(prepare.SEED)
     torch.set_float32_matmul_precision("high")
@@ -283,8 +307,17 @@ def main() -> None:
     model = GPT(config)
     model.initialize()
     model.to(device)
+    torch.backends.cuda.enable_cudnn_sdp(CUDNN_ATTENTION)
+    torch.backends.cuda.enable_flash_sdp(not CUDNN_ATTENTION)
     muon, adam = make_optimizers(model)
-    loss_of = torch.compile(model.loss, dynamic=False) if CUDA else model.loss
+    loss_of = model.loss
+    if CUDA and COMPILE_BLOCKS:
+        for block in model.blocks:
+            block.compile(dynamic=False)
+        model.enter = torch.compile(model.enter, dynamic=False)
+        model.cost = torch.compile(model.cost, dynamic=False)
+    elif CUDA:
+        loss_of = torch.compile(model.loss, dynamic=False)
 
     def step(batch: Tensor, share: float) -> Tensor:
         loss = loss_of(batch[:, :-1], batch[:, 1:])
