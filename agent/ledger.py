@@ -98,13 +98,14 @@ class Ledger:
 
     # The steps of an experiment, in order.
 
-    def begin(self, parent: str) -> Experiment:
-        """The intent to try something on top of `parent`. The first is the baseline: nothing to propose."""
+    def begin(self, parent: str, files: Mapping[str, str]) -> Experiment:
+        """The intent to try something on top of `parent`. The first is the baseline: nothing to propose, and
+        the editable `files` as they are, so that going back to them is seen to have been tried."""
         number = self.db.execute("SELECT COALESCE(MAX(number) + 1, 0) FROM experiments").fetchone()[0]
         state, commit = ("proposing", None) if number else ("committed", parent)
         self.db.execute(
-            "INSERT INTO experiments (number, state, parent, commit_sha, created) VALUES (?, ?, ?, ?, ?)",
-            (number, state, parent, commit, time.time()),
+            "INSERT INTO experiments (number, state, parent, commit_sha, files, created) VALUES (?, ?, ?, ?, ?, ?)",
+            (number, state, parent, commit, json.dumps({} if number else dict(files)), time.time()),
         )
         return self.experiment(number)
 

@@ -8,6 +8,7 @@ every unfinished experiment at its recorded state.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -16,21 +17,20 @@ from typing import Any
 
 from agent.errors import EditError, Failure, ProgramError, ProposerError, Stop
 from agent.judge import checks, integrity
-from agent.judge.noise import Noise, Rerun, baseline_trials, decide
+from agent.judge.noise import Noise, Rerun, baseline_trials
 from agent.judge.stoppers import Limits, afford, why_stop
+from agent.judge.verdict import is_slip, weigh
 from agent.ledger import Ledger
 from agent.program import Device, Program
 from agent.propose import context, edits
 from agent.protocols import Executor, Proposer, Request
-from agent.records import Call, Experiment, Trial, Turn, Verdict
+from agent.records import Call, Experiment, Measurement, Trial, Turn, Verdict
 from agent.report.terminal import Terminal
 from agent.report.text import lab_note
 from agent.report.tsv import write_results
 from agent.workspace import Workspace
 
 REPAIRS = 3  # replies that may follow one that can't be applied; for the last the whole file is asked for
-SLIPS = 2  # times that a crash within seconds goes back to the proposer as part of the same experiment
-SLIP_SECONDS = 10.0  # of training; a later crash is a result, not a slip
 PATIENCE = 10  # outages of the proposer in a row before the night ends
 
 Recorder = Callable[[Future[Any]], int]  # records what an event brought; returns the experiment to go on with
@@ -86,7 +86,8 @@ class Loop:
                 break  # nothing is proposed before the baseline stands
             self.steer()
             parent = self.incumbent.commit if self.incumbent else None
-            self.advance(self.ledger.begin(parent or self.workspace.head).number)
+            parent = parent or self.workspace.head
+            self.advance(self.ledger.begin(parent, self.workspace.read(parent, self.program.edit)).number)
         return bool(self.pending)
 
     def advance(self, number: int) -> None:
@@ -97,8 +98,8 @@ class Loop:
                 if event is not None:
                     self.pending[event[0]] = event[1]
                     return
-        except Stop as stop:
-            self.ending = str(stop)
+        except (Stop, ProgramError) as end:  # a prompt template that can't be rendered is a ProgramError
+            self.ending = str(end)
             self.ledger.abandon(number)
 
     def interrupt(self) -> None:
@@ -168,20 +169,14 @@ class Loop:
         if experiment.number == 0:
             return self.judge_baseline(experiment)
         if last.outcome != "ok":
-            if (reply := self.slip(experiment)) is not None:
+            if self.proposer.converses and is_slip(experiment):
+                reply = next(call.reply.text for call in reversed(experiment.calls) if call.reply)
                 return self.ask(experiment, context.slip(self.request(experiment), reply, last.log_tail), "slip")
             return self.refuse(experiment, last.outcome, last.reason)
         incumbent = self.incumbent
         assert incumbent is not None
-        shorter = lines(experiment.files) < lines(self.workspace.read(experiment.parent, list(experiment.files)))
-        decision = decide(
-            self.program,
-            ok(incumbent),
-            ok(experiment),
-            Noise.of_night(self.finished()),
-            shorter,
-            baseline=incumbent.number == 0,
-        )
+        before = self.workspace.read(experiment.parent, list(experiment.files))
+        decision = weigh(self.program, incumbent, experiment, self.finished(), before)
         if isinstance(decision, Rerun):
             self.terminal.say(f"#{experiment.number} {decision.reason}")
             if decision.of == "candidate":
@@ -271,7 +266,7 @@ class Loop:
 
     def trained(self, number: int, trial: Trial, future: Future[Any]) -> int:
         """A trial has ended. One that was interrupted did not happen: it runs again when the night goes on."""
-        measurement = future.result()
+        measurement = redacted(future.result())
         if measurement.outcome == "interrupted":
             raise Stop(self.ending)
         self.ledger.measured(trial, measurement)
@@ -288,16 +283,6 @@ class Loop:
         return number
 
     # What the steps use.
-
-    def slip(self, experiment: Experiment) -> str | None:
-        """The reply to send back with its traceback, where the crash looks like a slip of the pen."""
-        *before, last = experiment.measurements
-        slips = sum(1 for call in experiment.calls if call.kind == "slip")
-        early = last.outcome == "crash" and last.training_seconds < SLIP_SECONDS and "Traceback" in last.log_tail
-        worked = any(m.outcome == "ok" for m in before)
-        if not early or worked or slips >= SLIPS or not self.proposer.converses:
-            return None
-        return next(call.reply.text for call in reversed(experiment.calls) if call.reply)
 
     def ask(self, experiment: Experiment, request: Request, kind: Any) -> Waiting:
         """Set the call's upper bound aside, write down the question, and only then ask."""
@@ -318,7 +303,8 @@ class Loop:
     def request(self, experiment: Experiment) -> Request:
         """The prompt of this experiment: the state of the night, then the talk so far from the ledger."""
         files = self.workspace.read(experiment.parent, self.program.edit)
-        request = context.first_request(experiment.number, self.program, files, self.finished(), self.facts())
+        own = self.workspace.root / "prompts"
+        request = context.first_request(experiment.number, self.program, files, self.finished(), self.facts(), own)
         talk: list[Turn] = []
         for call in experiment.calls:
             if call.reply is not None:
@@ -356,6 +342,7 @@ class Loop:
 
     def tell(self, text: str) -> None:
         """For the person: on the terminal once, and in the ledger."""
+        text = integrity.redact(text, integrity.keys_of(os.environ))
         if text not in (said for _, said in self.ledger.notes()[-3:]):
             self.ledger.note(text)
             self.terminal.say(text)
@@ -375,12 +362,11 @@ class Loop:
         return kept[-1] if kept else None
 
 
-def ok(experiment: Experiment):
-    return [m for m in experiment.measurements if m.outcome == "ok"]
-
-
-def lines(files: dict[str, str]) -> int:
-    return sum(text.count("\n") for text in files.values())
+def redacted(measurement: Measurement) -> Measurement:
+    """Without anything that is, or looks like, a key: what a trial printed goes into prompts and reports."""
+    keys = integrity.keys_of(os.environ)
+    texts = {name: integrity.redact(getattr(measurement, name), keys) for name in ("reason", "log_tail")}
+    return measurement.model_copy(update=texts)
 
 
 if __name__ == "__main__":

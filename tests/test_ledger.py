@@ -41,7 +41,7 @@ class Night(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        experiment = self.ledger.begin("p" * 40)
+        experiment = self.ledger.begin("p" * 40, {})
         assert experiment.number == len(self.states)
         self.states[experiment.number] = "proposing" if experiment.number else "committed"
 
@@ -102,7 +102,7 @@ TestNight.settings = settings(max_examples=15, stateful_step_count=25, deadline=
 
 def test_a_second_loop_is_refused_and_a_reader_is_not(tmp_path: Path):
     ledger = Ledger(tmp_path / "night")
-    ledger.begin("p" * 40)
+    ledger.begin("p" * 40, {})
     code = (
         "import sys; from pathlib import Path; from agent.ledger import Ledger; from agent.errors import Failure\n"
         "home = Path(sys.argv[1]); print(len(Ledger(home, readonly=True).experiments()))\n"
@@ -122,8 +122,8 @@ def test_no_night_to_read_says_how_to_start_one(tmp_path: Path):
 
 def test_a_call_without_reply_counts_as_spent_until_it_is_known_to_have_failed(tmp_path: Path):
     ledger = Ledger(tmp_path)
-    ledger.begin("p" * 40)
-    number = ledger.begin("p" * 40).number
+    ledger.begin("p" * 40, {})
+    number = ledger.begin("p" * 40, {}).number
     ledger.ask(number, Call(turn=0, kind="first", question="q", reserved_usd=0.5))
     assert ledger.experiment(number).usd == 0.5
     ledger.replied(number, 0, Reply(text="t", proposer="p", usd=0.1))
@@ -135,8 +135,8 @@ def test_a_call_without_reply_counts_as_spent_until_it_is_known_to_have_failed(t
 
 def test_an_unknown_price_stays_unknown(tmp_path: Path):
     ledger = Ledger(tmp_path)
-    ledger.begin("p" * 40)
-    number = ledger.begin("p" * 40).number
+    ledger.begin("p" * 40, {})
+    number = ledger.begin("p" * 40, {}).number
     ledger.ask(number, Call(turn=0, kind="first", question="q", reserved_usd=None))
     ledger.replied(number, 0, Reply(text="t", proposer="p", usd=None))
     assert ledger.experiment(number).usd is None
@@ -144,12 +144,12 @@ def test_an_unknown_price_stays_unknown(tmp_path: Path):
 
 def test_a_question_that_was_never_answered_can_be_taken_back(tmp_path: Path):
     ledger = Ledger(tmp_path)
-    ledger.begin("p" * 40)
-    number = ledger.begin("p" * 40).number
+    ledger.begin("p" * 40, {})
+    number = ledger.begin("p" * 40, {}).number
     ledger.ask(number, Call(turn=0, kind="first", question="q", reserved_usd=0.1))
     ledger.abandon(number)
     assert [e.number for e in ledger.experiments()] == [0]
-    number = ledger.begin("p" * 40).number
+    number = ledger.begin("p" * 40, {}).number
     ledger.ask(number, Call(turn=0, kind="first", question="q", reserved_usd=0.1))
     ledger.replied(number, 0, Reply(text="paid", proposer="p"))
     ledger.abandon(number)
