@@ -1,0 +1,294 @@
+"""Is the candidate better, or was it the seed? The noise, measured; and the decision, one trial at a time.
+
+The reasoning, and the figures that `python -m bench.noise` gives for it, are in docs/JUDGE.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+from scipy import stats
+
+from agent.program import Budget, Program
+from agent.records import Experiment, Measurement, Record, Verdict, VerdictKind
+
+BASELINE_SECONDS = 900.0
+"""About what the night may spend on the baseline's seeds before it begins."""
+LIGHTER = 0.95
+"""Peak memory at most this share of the incumbent's makes a change simpler."""
+
+
+class Rule(Record):
+    """Where the decision's lines are drawn. Chances are one-sided, of Student's t with the noise's degrees
+    of freedom, so that a badly known noise asks for more evidence by itself. Chosen with bench/noise.py."""
+
+    screen: float = 0.20
+    """A change of no effect passes its first trial with this chance; the rest are discarded at once."""
+    confirm: float = 0.05
+    """Chance that fresh trials alone call a change of no effect better, when all reruns are used ..."""
+    spend: float = 3.0
+    """... and before that, after a share s of the reruns: confirm * s**spend. An early keep must be clear."""
+    hope: float = 0.5
+    """Standard errors that fresh trials may lack of what the last look will ask for, to be continued."""
+    known: int = 6
+    """Trials the incumbent should have before a first look near the line is trusted ..."""
+    near: tuple[float, float] = (0.4, 2.0)
+    """... that is, an effect between these many standard errors."""
+
+
+RULE = Rule()
+
+
+class Noise(Record):
+    """The spread of the metric over seeds, one trial each, pooled over commits measured several times."""
+
+    sigma: float | None
+    """Standard deviation of one trial, in the metric's unit; None: not measured yet."""
+    freedom: int
+    """Degrees of freedom: trials less commits, over the commits with at least two trials."""
+    low: float | None
+    high: float | None
+    """95% chi-square interval of sigma."""
+
+    @classmethod
+    def of(cls, groups: Iterable[Sequence[float]]) -> Noise:
+        """Pool within-commit variances. Each group: the metrics of one commit's trials with different seeds.
+
+        Leave out the trial that selected a commit: it was picked for being extreme (see `counted`).
+        """
+        freedom, squares = 0, 0.0
+        for group in groups:
+            if len(group) >= 2:
+                mean = math.fsum(group) / len(group)
+                squares += math.fsum((value - mean) ** 2 for value in group)
+                freedom += len(group) - 1
+        if not freedom:
+            return cls(sigma=None, freedom=0, low=None, high=None)
+        below, above = _chi2(freedom)
+        return cls(
+            sigma=math.sqrt(squares / freedom),
+            freedom=freedom,
+            low=math.sqrt(squares / above),
+            high=math.sqrt(squares / below),
+        )
+
+    @classmethod
+    def of_night(cls, experiments: Iterable[Experiment]) -> Noise:
+        """The noise as the ledger knows it, from every trial that was not picked for being extreme."""
+        return cls.of(counted(e.metrics, baseline=e.number == 0) for e in experiments)
+
+    def __str__(self) -> str:
+        """One sentence for the prompt and the report."""
+        if self.sigma is None or self.low is None or self.high is None:
+            return "the noise between seeds is not measured yet"
+        if self.sigma == 0:
+            return f"no noise: {self.freedom + 1} trials with different seeds gave the same value"
+        return (
+            f"one trial's standard deviation over seeds is {self.sigma:.2g} "
+            f"(95% interval {self.low:.2g}..{self.high:.2g}, {self.freedom} degrees of freedom); "
+            f"only differences above about {2 * self.sigma:.2g} can be told from luck"
+        )
+
+
+class Rerun(Record):
+    """Not decided: one more trial with a fresh seed, of the candidate or of the incumbent."""
+
+    of: Literal["candidate", "incumbent"]
+    reason: str
+
+
+def baseline_trials(budget: Budget) -> int:
+    """How many seeds of the baseline to measure first: 4 when trials are cheap, 3 at 5 minutes, else 2."""
+    return max(2, min(4, int(BASELINE_SECONDS / budget.seconds)))
+
+
+def counted(values: Sequence, baseline: bool) -> Sequence:
+    """The trials that may speak for a commit: not the one that selected it, unless there is no other."""
+    return values if baseline or len(values) < 2 else values[1:]
+
+
+def decide(
+    program: Program,
+    incumbent: Sequence[Measurement],
+    candidate: Sequence[Measurement],
+    noise: Noise,
+    shorter: bool,
+    baseline: bool = False,
+    rule: Rule = RULE,
+) -> Verdict | Rerun:
+    """Keep, discard, or ask for one more trial.
+
+    incumbent, candidate: the ok measurements of each commit in the order they were made.
+    candidate[0] selected the candidate, and so did incumbent[0] unless `baseline` (experiment 0).
+    A keep rests on the candidate's later trials only, except where the noise is zero or
+    program.reruns is 0. Call it again with the noise as it is then, after every rerun it asked for.
+    """
+    first, fresh = _metrics(candidate[:1]), _metrics(candidate[1:])
+    if breach := _breach(program, incumbent, candidate):
+        return Verdict(kind="discard", reason=breach, metric=first[0])
+    held = counted(_metrics(incumbent), baseline)
+    if noise.sigma is None:
+        noise = Noise.of([held])
+    if noise.sigma is None:
+        return Rerun(of="incumbent", reason="the noise between seeds is not measured yet")
+    simpler = program.simplify and (shorter or _lighter(incumbent, candidate))
+    if noise.sigma == 0:
+        return _exact(Gap.between(program, held, first, noise), simpler)
+    if not fresh:
+        return _first_look(program, Gap.between(program, held, first, noise), len(held), simpler, rule)
+    return _look(program, Gap.between(program, held, fresh, noise), len(held), simpler, rule)
+
+
+def gain(
+    program: Program, baseline: Sequence[Measurement], final: Sequence[Measurement], noise: Noise
+) -> tuple[float, tuple[float, float]] | None:
+    """What a night may claim: the final commit's pooled mean against the baseline's, and its 95% interval.
+
+    In the metric's unit, positive is better. `final` as for `decide`: its first trial does not count.
+    None: the noise is not measured.
+    """
+    if noise.sigma is None:
+        return None
+    gap = Gap.between(program, _metrics(baseline), counted(_metrics(final), baseline=False), noise)
+    return gap.effect, gap.interval
+
+
+class Gap(NamedTuple):
+    """A candidate's mean against the incumbent's, as an improvement."""
+
+    mean: float
+    effect: float
+    error: float
+    """Standard error of the effect."""
+    sigma: float
+    freedom: int
+    trials: int
+
+    @classmethod
+    def between(cls, program: Program, held: Sequence[float], trials: Sequence[float], noise: Noise) -> Gap:
+        assert noise.sigma is not None
+        mean = math.fsum(trials) / len(trials)
+        effect = program.metric.gain(math.fsum(held) / len(held), mean)
+        error = noise.sigma * math.sqrt(1 / len(trials) + 1 / len(held))
+        return cls(mean, effect, error, noise.sigma, noise.freedom, len(trials))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95%, two-sided."""
+        reach = t_quantile(0.975, self.freedom) * self.error
+        return self.effect - reach, self.effect + reach
+
+    def verdict(self, kind: VerdictKind, why: str = "", review: bool = False) -> Verdict:
+        """With the reason in plain words: how much better, how sure, from how many trials."""
+        low, high = self.interval
+        places = _places(self.error)
+        word = "better" if self.effect >= 0 else "worse"
+        many = "1 trial" if self.trials == 1 else f"{self.trials} trials"
+        reason = (
+            f"{abs(self.effect):.{places}f} {word} than the incumbent, "
+            f"95% interval {low:.{places}f}..{high:.{places}f}, {many}{why}"
+        )
+        return Verdict(
+            kind=kind, reason=reason, metric=self.mean, effect=self.effect, interval=(low, high), review=review
+        )
+
+
+def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> Verdict | Rerun:
+    """The trial that selects may discard, or send to confirmation; it can't keep, unless reruns is 0."""
+    ratio = gap.effect / gap.error
+    if not program.reruns:
+        if ratio <= t_quantile(1 - rule.confirm, gap.freedom):
+            return gap.verdict("discard")
+        return gap.verdict("keep", "; not confirmed, because program.md says reruns: 0", review=True)
+    if held < rule.known and rule.near[0] < ratio < rule.near[1]:
+        return Rerun(of="incumbent", reason=f"near the line, and the incumbent has only {held} trials")
+    bar = t_quantile(1 - rule.screen, gap.freedom)
+    if ratio > bar:
+        return Rerun(of="candidate", reason=f"{_shown(gap)} better in its first trial: fresh seeds must confirm it")
+    if simpler and ratio > -bar:
+        return Rerun(of="candidate", reason="simpler, and about equal in its first trial: fresh seeds must confirm it")
+    return gap.verdict("discard", ", within the noise" if abs(ratio) <= bar else "")
+
+
+def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> Verdict | Rerun:
+    """The fresh trials alone, `gap.trials` of them, against the incumbent's pooled mean."""
+    allowed = max(program.reruns, 1)
+    share = min(1.0, gap.trials / allowed)
+    if gap.effect > t_quantile(1 - rule.confirm * share**rule.spend, gap.freedom) * gap.error:
+        return gap.verdict("keep")
+    if simpler and gap.effect >= 0 and gap.trials >= min(2, allowed):
+        return gap.verdict("simplification", ", equal within the noise and simpler")
+    asked = normal_quantile(1 - rule.confirm) * gap.sigma * math.sqrt(1 / allowed + 1 / max(held, allowed))
+    hopeful = gap.effect + rule.hope * gap.error > asked or (simpler and gap.trials < 2)
+    if gap.trials < allowed and hopeful:
+        return Rerun(of="candidate", reason=f"{_shown(gap)} better so far, within the noise")
+    return gap.verdict("discard", ", within the noise" if gap.interval[0] <= 0 <= gap.interval[1] else "")
+
+
+def _exact(gap: Gap, simpler: bool) -> Verdict:
+    """No noise was measured, so one trial tells all: strictly better, or exactly equal and simpler."""
+    size = f"{abs(gap.effect):.6g}"
+    if gap.effect > 0:
+        kind, reason = "keep", f"{size} better than the incumbent; this metric has no noise, so one trial decides"
+    elif gap.effect == 0 and simpler:
+        kind, reason = "simplification", "exactly equal to the incumbent, and simpler"
+    else:
+        kind, reason = "discard", f"{size} worse than the incumbent" if gap.effect else "equal to the incumbent"
+    return Verdict(kind=kind, reason=reason, metric=gap.mean, effect=gap.effect, interval=(gap.effect, gap.effect))
+
+
+def _breach(program: Program, incumbent: Sequence[Measurement], candidate: Sequence[Measurement]) -> str | None:
+    """The first limit that any trial of the candidate passes, or that it does not report."""
+    for name, most in program.limits.items():
+        for measurement in candidate:
+            value = _number(measurement, name)
+            if value is None and name == "peak_memory_gb" and _number(incumbent[0], name) is None:
+                continue  # this machine does not tell
+            if value is None:
+                return f"it does not report {name}, which program.md limits to {most:g}"
+            if not value <= most:
+                return f"{name} is {value:.4g}, over the limit of {most:g}"
+    return None
+
+
+def _lighter(incumbent: Sequence[Measurement], candidate: Sequence[Measurement]) -> bool:
+    """Clearly less peak memory than the incumbent, in the worst of each one's trials."""
+    before = [m.peak_memory_gb for m in incumbent if m.peak_memory_gb is not None]
+    after = [m.peak_memory_gb for m in candidate if m.peak_memory_gb is not None]
+    return bool(before and after) and max(after) <= LIGHTER * max(before)
+
+
+def _number(measurement: Measurement, name: str) -> float | None:
+    return measurement.peak_memory_gb if name == "peak_memory_gb" else measurement.numbers.get(name)
+
+
+def _shown(gap: Gap) -> str:
+    return f"{gap.effect:.{_places(gap.error)}f}"
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(chance: float, freedom: int) -> float:
+    return float(stats.t.ppf(chance, freedom))
+
+
+@lru_cache(maxsize=64)
+def normal_quantile(chance: float) -> float:
+    return float(stats.norm.ppf(chance))
+
+
+@lru_cache(maxsize=4096)
+def _chi2(freedom: int) -> tuple[float, float]:
+    """The 2.5% and 97.5% points of chi-square."""
+    return float(stats.chi2.ppf(0.025, freedom)), float(stats.chi2.ppf(0.975, freedom))
+
+
+def _metrics(measurements: Sequence[Measurement]) -> list[float]:
+    return [m.metric for m in measurements if m.metric is not None]
+
+
+def _places(error: float) -> int:
+    """Decimals that show two figures of an uncertainty."""
+    return max(0, min(12, 1 - math.floor(math.log10(error)))) if error > 0 else 6
