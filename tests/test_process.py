@@ -74,9 +74,7 @@ def test_stdout_apart_from_stderr(run, tmp_path):
 
 def test_a_command_that_does_not_exist(run, tmp_path):
     log = Log(tmp_path / "log")
-    ended = run_process(
-        ["no-such-command"], cwd=tmp_path, env={}, log=log, limit=Limit(30, ""), cancel=Cancel()
-    )
+    ended = run_process(["no-such-command"], cwd=tmp_path, env={}, log=log, limit=Limit(30, ""), cancel=Cancel())
     assert ended.code == 1
     assert "can't run 'no-such-command': No such file" in log.tail
 
@@ -236,9 +234,7 @@ def test_lines_do_not_depend_on_the_chunks(texts):
 
 @given(st.text())
 def test_cleaned_text_has_no_control_characters(text):
-    assert not any(
-        ord(c) < 32 and c != "\t" or 127 <= ord(c) < 160 or c in "\u202e\u2066" for c in clean(text)
-    )
+    assert not any(ord(c) < 32 and c != "\t" or 127 <= ord(c) < 160 or c in "\u202e\u2066" for c in clean(text))
 
 
 def test_terminal_sequences_are_removed():
