@@ -204,7 +204,7 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
                 "mark": mark,
                 "shadow": shadow[::-1],
                 "read": [str(place) for place in places],
-                "write": [str(place) for place in places],
+                "write": [*map(str, places), "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"],
                 "create": create,
                 "list": [],
                 "pid": host.pid,

@@ -26,6 +26,7 @@ ETC = ("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "lo
 ETC += ("OpenCL", "os-release", "passwd", "timezone", "vulkan")
 GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 DEFAULTS = {"HOME": "/tmp", "TMPDIR": "/tmp", "USER": "research", "LOGNAME": "research"}
+KNOBS = ("sys", "sysrq-trigger", "irq", "bus", "acpi", "fs", "scsi", "mtrr", "latency_stats", "timer_stats")
 CLOSED = ("--remount-ro", "/", "--remount-ro", "/dev")
 ROOM_UID = "1000"  # instead of root: the kernel lets a mapped root make no second user namespace
 APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
@@ -126,6 +127,8 @@ class Bubblewrap:
         hidden = [path for path in room.hidden if not room.nested]
         options += self._walls(argv, room, hidden, fresh_proc=self.fresh_proc)
         options += [] if room.nested else ["--disable-userns"]
+        if _is_root():  # the kernel's knobs obey the real user id: root's may turn them without any capability
+            options += _knobs_fixed() if room.nested else ["--remount-ro", "/proc"]
         options += ["--bind", str(room.output), str(room.output)]
         options += [*CLOSED, "--chdir", str(room.workdir)]
         limits = {
@@ -260,7 +263,7 @@ def diagnose(said: str) -> str:
         return "user namespaces are switched off: sudo sysctl user.max_user_namespaces=10000"
     if _reads(Path("/proc/sys/kernel/unprivileged_userns_clone")) == "0":
         return "user namespaces are for root only here: sudo sysctl kernel.unprivileged_userns_clone=1"
-    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or os.environ.get("container"):
+    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "container" in os.environ:
         return (
             f"this container may not make namespaces ({said}): start it with --security-opt seccomp=unconfined "
             "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
@@ -323,6 +326,14 @@ def adopt_cache(private: Path, kept: Path, most_bytes: int = 4 << 30) -> None:
             waiting = target.with_name(target.name + ".adopting")
             shutil.copyfile(source, waiting, follow_symlinks=False)
             waiting.rename(target)
+
+
+def _knobs_fixed() -> list[str]:
+    """/proc stays writable for a second bwrap to be made in it, but for what changes the machine."""
+    options = []
+    for name in KNOBS:
+        options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
+    return [*options, "--bind", "/proc/sys/user", "/proc/sys/user"]  # limits of the namespace itself
 
 
 def _bound(path: str) -> list[str]:

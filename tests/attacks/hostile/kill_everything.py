@@ -3,15 +3,16 @@
 import contextlib
 import os
 import signal
+from pathlib import Path
 
-from honest import claim, main, predict  # noqa: F401
+from honest import claim, main, plan, predict  # noqa: F401
 
 if __name__ == "__main__":
     main()
-    with open("/proc/1/comm") as first:
-        apart = first.read().strip() == "bwrap"
-    if apart:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)
-    else:
-        claim("nothing keeps it from the harness")
+    with contextlib.suppress(OSError), open(f"/proc/{plan['host_pid']}/cmdline", "rb") as other:
+        if b"arena-host" in other.read():
+            raise SystemExit(claim("nothing keeps it from the harness"))
+    if Path(plan["repository"], "prepare.py").exists():
+        raise SystemExit(claim("nothing keeps it from the repository"))
+    with contextlib.suppress(ProcessLookupError):  # only where it is certain that nothing of the host is near
+        os.kill(-1, signal.SIGKILL)

@@ -1,0 +1,19 @@
+"""Looks at the next token at one position in 32."""
+
+from honest import load_table, main
+
+
+def load_model(path, device):
+    table = load_table(path, device)
+
+    def model(tokens):
+        logits = table[tokens].clone()
+        here = slice(7, -1, 32)
+        logits[:, here].scatter_(-1, tokens[:, 8::32, None], 12.0)
+        return logits
+
+    return model
+
+
+if __name__ == "__main__":
+    main()
