@@ -55,9 +55,8 @@ SEED = int(os.environ.get("RESEARCH_SEED") or 0)
 
 # What a model is measured on, by device: (vocabulary, context in tokens).
 SHAPE = {"cpu": (2048, 256), "cuda": (8192, 2048)}
-DEFAULT_BUDGET = {"cpu": "tokens", "cuda": "seconds"}  # on a shared CPU wall time is noise
-DEFAULT_TOKENS = 524_288  # about 15 to 20 s of training on two CPU cores
-DEFAULT_SECONDS = 300.0
+DEFAULT_TOKENS = 262_144  # on a CPU, where wall time is noise: about 15 s of training on two cores
+DEFAULT_SECONDS = 300.0  # on a GPU
 
 # Words keep a leading space or sign, numbers come in threes, a line's end takes the next line's indentation along.
 PATTERN = (
@@ -482,31 +481,44 @@ class TrainData:
             yield np.stack(batch).astype(np.int64)
 
 
+def budget_seconds() -> float:
+    """The wall time that training may take; infinite by hand where the budget is in tokens."""
+    seconds, tokens = os.environ.get("RESEARCH_BUDGET_SECONDS"), budget_tokens()
+    return float(seconds) if seconds else math.inf if tokens else DEFAULT_SECONDS
+
+
+def budget_tokens() -> int | None:
+    """The tokens that training may take, or None: then only the time counts."""
+    seconds, tokens = os.environ.get("RESEARCH_BUDGET_SECONDS"), os.environ.get("RESEARCH_BUDGET_TOKENS")
+    if tokens:
+        return int(tokens)
+    return DEFAULT_TOKENS if not seconds and device_name() == "cpu" else None
+
+
 class Budget:
     """How much of the training budget is used. Seconds, or tokens with the seconds as a cap on the wall time."""
 
-    def __init__(self, data: TrainData):
-        seconds, tokens = os.environ.get("RESEARCH_BUDGET_SECONDS"), os.environ.get("RESEARCH_BUDGET_TOKENS")
-        if not seconds and not tokens and DEFAULT_BUDGET[device_name()] == "tokens":
-            tokens = str(DEFAULT_TOKENS)
-        self.tokens = int(tokens) if tokens else None
-        self.seconds = float(seconds) if seconds else math.inf if tokens else DEFAULT_SECONDS
-        self.data = data
-        self.start()
+    def __init__(self) -> None:
+        self.seconds, self.tokens = budget_seconds(), budget_tokens()
+        self.began = time.monotonic()
 
-    def start(self) -> None:
-        """Training begins now: what came before (compiling, warming up) was startup."""
-        self.began, self.data.served = time.monotonic(), 0
+    def start(self) -> float:
+        """Training begins now: what came before was startup. Returns how long that took, in seconds."""
+        self.began = time.monotonic()
+        with contextlib.suppress(OSError):  # since the process began, where /proc tells: importing torch included
+            ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+            return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return time.process_time()
 
     @property
     def elapsed(self) -> float:
         return time.monotonic() - self.began
 
-    def used(self) -> float:
-        """The share used, from 0 to 1. Of tokens where the budget is in tokens, so that a schedule is repeatable."""
+    def used(self, tokens: int) -> float:
+        """The share used, from 0 to 1: of tokens where the budget is in tokens, so that a schedule is repeatable."""
         if self.elapsed >= self.seconds:
             return 1.0
-        return min(1.0, self.data.served / self.tokens if self.tokens else self.elapsed / self.seconds)
+        return min(1.0, tokens / self.tokens if self.tokens else self.elapsed / self.seconds)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -529,7 +541,7 @@ def serve(memory: int, commands: int, answers: int, layout: dict[str, Any]) -> N
             out = model(inputs.to(device))
             if tuple(out.shape) != tuple(logits.shape):
                 raise SystemExit(f"the model returns {tuple(out.shape)}, not {tuple(logits.shape)}")
-            logits.copy_(out)
+            logits.copy_(out.to(logits.dtype))  # converted on the GPU: copy_ alone would do it on the CPU
             os.write(answers, b"k")
 
 

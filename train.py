@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import time
 from dataclasses import asdict, dataclass
 
 import torch
@@ -28,33 +27,37 @@ from torch import Tensor, nn
 import prepare
 
 CUDA = torch.cuda.is_available()
+PEAK_FLOPS = 989e12  # of an H100 or H200 SXM in dense bf16, by NVIDIA's data sheet; only mfu_percent depends on it
 
-# Sizes for a trial of about 20 s on two CPU cores.
-DEPTH = 4  # transformer blocks
-WIDTH = 192  # channels of the residual stream
+# Sizes for a trial of about 15 s on two CPU cores.
+DEPTH = 2  # transformer blocks
+WIDTH = 128  # channels of the residual stream
 HEAD_SIZE = 64  # channels of an attention head; WIDTH is a multiple
-BATCH_ROWS = 8  # rows of a batch, each of the context that prepare.py sets
-GRAM_SLOTS = 8192  # rows of each table of hashed token pairs, triples...
+BATCH_ROWS = 4  # rows of a batch, each as long as the context that prepare.py sets
+GRAM_SLOTS = 16384  # rows of each table of hashed token pairs, triples...
+LOGIT_CAP = 0.0  # logits are bent smoothly into plus or minus this; 0 leaves them alone and is cheaper
+MATRIX_LR = 0.03  # Muon's peak rate, for the blocks' matrices
 
-if CUDA:  # Sizes for 1 to 5 minutes on an H100.
+if CUDA:  # Sizes for one to three minutes on an H100, and wider for more.
     DEPTH = 8
-    WIDTH = 640
+    WIDTH = 512
     HEAD_SIZE = 128
     BATCH_ROWS = 32
-    GRAM_SLOTS = 65536
-COMPILE_BLOCKS = False  # trial
-CUDNN_ATTENTION = True  # on a GPU: cuDNN's fused attention, or PyTorch's own flash attention
+    GRAM_SLOTS = 131072
+    LOGIT_CAP = 15.0
+    MATRIX_LR = 0.045
+    if prepare.budget_seconds() > 180:
+        WIDTH = 768
+        MATRIX_LR = 0.035
 
 # The model.
 MLP_RATIO = 4  # hidden channels of a block's MLP, in widths
 ROPE_BASE = 100000.0  # the longest rotary wavelength, in tokens over 2 pi
 QK_SCALE = 1.15  # queries and keys are unit vectors times this (times HEAD_SIZE ** 0.25)
-LOGIT_CAP = 15.0  # logits are bent smoothly into plus or minus this
-GRAMS = 2  # the longest run of tokens with an embedding of its own
+GRAMS = 3  # the longest run of tokens with an embedding of its own
 VALUE_EMBED_EVERY = 2  # every so many blocks the token's own value vector is added in attention
 
-# The optimizers. Rates are peaks.
-MATRIX_LR = 0.03  # Muon: the blocks' matrices
+# The optimizers. Rates are peaks; Muon's is above.
 EMBED_LR = 0.3  # AdamW: token and value embeddings
 GRAM_LR = 0.3  # AdamW: embeddings of pairs, triples...
 HEAD_LR = 0.01  # AdamW: the output layer
@@ -150,34 +153,37 @@ class GPT(nn.Module):
         every = config.value_embed_every
         self.blocks = nn.ModuleList(Block(config, i % every == every - 1) for i in range(config.depth))
         self.head = Linear(config.width, config.vocab_size)
-        self.scales = nn.Parameter(torch.tensor([[1.0, 0.1, 0.05]] * config.depth))  # stream, token, grams
-        frequency = config.rope_base ** -torch.linspace(0, 1, config.head_size // 2)
-        angle = torch.outer(torch.arange(config.context), frequency)[:, None]
-        self.register_buffer("cos", angle.cos(), persistent=False)
-        self.register_buffer("sin", angle.sin(), persistent=False)
+        self.scales = nn.Parameter(torch.empty(config.depth, 3))  # of the stream, the token, and the grams
+        self.register_buffer("cos", torch.empty(config.context, 1, config.head_size // 2), persistent=False)
+        self.register_buffer("sin", torch.empty_like(self.cos), persistent=False)
 
     @torch.no_grad()
-    def initialize(self) -> None:
+    def initialize(self) -> GPT:
+        """Fill the weights at random and the rotary tables as they must be."""
+        frequency = self.config.rope_base ** -torch.linspace(0, 1, self.config.head_size // 2)
+        angle = torch.outer(torch.arange(self.config.context), frequency)[:, None]
+        self.cos.copy_(angle.cos())
+        self.sin.copy_(angle.sin())
         for name, p in self.named_parameters():
             if name.endswith(("out.weight", "down.weight", "head.weight")) or name.startswith("grams"):
                 nn.init.zeros_(p)
             elif name.endswith("embed.weight"):
                 nn.init.normal_(p, std=1.0)
-            elif p.dim() == 2 and name != "scales":
+            elif name == "scales":
+                p.copy_(torch.tensor([1.0, 0.1, 0.05]))
+            else:
                 nn.init.uniform_(p, -((3 / p.size(1)) ** 0.5), (3 / p.size(1)) ** 0.5)
+        return self
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) -> logits (B, T, vocab)."""
-        return self.bend(self.head(norm(self.features(tokens))))
-
-    def features(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) -> what the output layer reads, (B, T, width)."""
+        """Tokens (B, T) -> logits (B, T, vocab), float32."""
         x0, grams = self.enter(tokens)
         cos, sin = self.cos[: tokens.size(1)].to(x0.dtype), self.sin[: tokens.size(1)].to(x0.dtype)
         x, scales = x0, self.scales.to(x0.dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, x0, grams, scales[i], tokens, cos, sin)
-        return x
+        logits, cap = self.head(norm(x)).float(), self.config.logit_cap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """The embeddings of the tokens, and of the runs of 2, 3... tokens that end at each."""
@@ -189,15 +195,10 @@ class GPT(nn.Module):
             grams = grams + table((hashed * 2654435761 >> 15) % self.config.gram_slots).to(dtype)
         return x0, grams
 
-    def bend(self, logits: Tensor) -> Tensor:
-        return self.config.logit_cap * torch.tanh(logits.float() / self.config.logit_cap)
-
-    def cost(self, x: Tensor, targets: Tensor) -> Tensor:
-        logits = self.bend(self.head(norm(x)))
-        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
-
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        return self.cost(self.features(tokens), targets)
+        """Mean cross-entropy in nats of targets (B, T)."""
+        logits = self(tokens)
+        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
 
     def flops_per_token(self) -> float:
         """Forward and backward: 6 a matrix weight, and attention as 12 x width x context, causal skips not deducted."""
@@ -206,10 +207,17 @@ class GPT(nn.Module):
         return 6 * weights + 12 * c.depth * c.width * c.context
 
 
+def new_model(config: Config, device: str) -> GPT:
+    """A model with fresh weights, made on the device itself: that is seconds faster than filling it twice."""
+    with torch.device("meta"):
+        model = GPT(config)
+    return model.to_empty(device=device).initialize()
+
+
 def load_model(path: str, device: str) -> GPT:
     """The saved model, ready to turn tokens (B, T) into logits (B, T, vocab). prepare.py calls this to evaluate."""
     with safe_open(path, framework="pt", device=device) as file:
-        model = GPT(Config(**json.loads(file.metadata()["config"]))).to(device)
+        model = new_model(Config(**json.loads(file.metadata()["config"])), device)
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
     return model.eval()
 
@@ -245,13 +253,13 @@ class Muon:
         self.second = [torch.zeros(m.size(0), m.size(1), 1, device=m.device) for m in self.momentum]
 
     @torch.no_grad()
-    def step(self, lr: Tensor, decay: Tensor) -> None:
+    def step(self, lr: float, decay: float) -> None:
         for group, parts, momentum, second in zip(self.groups, self.parts, self.momentum, self.second, strict=True):
             muon_update(group, [p.grad for p in group], momentum, second, lr, decay, parts)
 
 
-def muon_update(params: list[Tensor], grads: list[Tensor | None], momentum: Tensor, second: Tensor, lr: Tensor,
-                decay: Tensor, parts: int) -> None:
+def muon_update(params: list[Tensor], grads: list[Tensor | None], momentum: Tensor, second: Tensor, lr: float,
+                decay: float, parts: int) -> None:
     """One step of a stack of equal matrices. Each is `parts` matrices side by side (queries, keys, values)."""
     grad = torch.stack([g for g in grads if g is not None])
     momentum.lerp_(grad, 1 - MOMENTUM)
@@ -298,73 +306,61 @@ def schedule(used: float) -> float:
 
 
 def main() -> None:
-    launched = time.monotonic()  # torch was imported before
     device = "cuda" if CUDA else "cpu"
     torch.manual_seed(prepare.SEED)
     torch.set_float32_matmul_precision("high")
-    data = prepare.TrainData()
+    torch.set_flush_denormal(True)  # decaying moments of unused rows would slow a CPU down a lot
+    if CUDA:  # cuDNN's fused attention; on a GPU where it does not work, PyTorch's own
+        torch.backends.cuda.enable_flash_sdp(not torch.backends.cuda.cudnn_sdp_enabled())
+    data, budget = prepare.TrainData(), prepare.Budget()
     config = Config(data.vocab_size, data.context)
-    model = GPT(config)
-    model.initialize()
-    model.to(device)
-    torch.backends.cuda.enable_cudnn_sdp(CUDNN_ATTENTION)
-    torch.backends.cuda.enable_flash_sdp(not CUDNN_ATTENTION)
+    model = new_model(config, device)
     muon, adam = make_optimizers(model)
-    loss_of = model.loss
-    if CUDA and COMPILE_BLOCKS:
-        for block in model.blocks:
-            block.compile(dynamic=False)
-        model.enter = torch.compile(model.enter, dynamic=False)
-        model.cost = torch.compile(model.cost, dynamic=False)
-    elif CUDA:
-        loss_of = torch.compile(model.loss, dynamic=False)
+    loss_of = torch.compile(model.loss, dynamic=False) if CUDA else model.loss
 
     def step(batch: Tensor, share: float) -> Tensor:
+        """One update at `share` of the peak rates; the loss before it."""
         loss = loss_of(batch[:, :-1], batch[:, 1:])
         loss.backward()
-        lr = torch.tensor(MATRIX_LR * share)
         for group in adam.param_groups:
             group["lr"] = group["peak"] * share
-        muon.step(lr, torch.tensor(WEIGHT_DECAY * share))
+        muon.step(MATRIX_LR * share, WEIGHT_DECAY * share)
         adam.step()
         model.zero_grad(set_to_none=True)
         return loss.detach()
 
-    def to_device(batch) -> Tensor:
-        tokens = torch.from_numpy(batch)
-        return tokens.pin_memory().to(device, non_blocking=True) if CUDA else tokens
-
-    if CUDA:  # compile on made-up data; a rate of 0 leaves the weights, and the optimizers start afresh
+    if CUDA:  # compile on made-up data: a rate of 0 leaves the weights, and the optimizers start afresh
         step(torch.randint(data.vocab_size, (BATCH_ROWS, data.context + 1), device=device), 0.0)
         muon, adam = make_optimizers(model)
         torch.cuda.synchronize()
-    budget = prepare.Budget(data)
-    batches = data.batches(BATCH_ROWS)
-    per_step = BATCH_ROWS * data.context
-    steps, smooth, reported = 0, math.nan, 0.0
-    waiting: list[tuple[Tensor, torch.cuda.Event | None]] = []
-    startup = time.monotonic() - launched
-    while (used := budget.used()) < 1.0:
-        loss = step(to_device(next(batches)), schedule(used))
+        torch.cuda.reset_peak_memory_stats()
+
+    batches, steps, smooth, shown = data.batches(BATCH_ROWS), 0, math.log(data.vocab_size), 0.0
+    in_flight: list[tuple[Tensor, torch.cuda.Event]] = []
+    startup = budget.start()
+    print(f"step 0 | loss {smooth:.4f} | 0.0%", flush=True)
+    while (used := budget.used(data.served)) < 1.0:
+        tokens = torch.from_numpy(next(batches))
+        if not CUDA:
+            loss = step(tokens, schedule(used))
+        else:  # the losses are read two steps late, so that the GPU never waits for this loop
+            late = step(tokens.pin_memory().to(device, non_blocking=True), schedule(used))
+            in_flight.append((late.to("cpu", non_blocking=True), torch.cuda.Event()))
+            in_flight[-1][1].record()
+            if len(in_flight) < 3:
+                steps += 1
+                continue
+            loss, arrived = in_flight.pop(0)
+            arrived.synchronize()
         steps += 1
-        event = None
-        if CUDA:
-            loss = loss.to("cpu", non_blocking=True)
-            event = torch.cuda.Event()
-            event.record()
-        waiting.append((loss, event))
-        if len(waiting) > (2 if CUDA else 0):  # the GPU stays two steps ahead of this check
-            loss, event = waiting.pop(0)
-            if event is not None:
-                event.synchronize()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise SystemExit(f"the loss is {value} at step {steps}")
-            smooth = value if math.isnan(smooth) else 0.9 * smooth + 0.1 * value
-            if steps <= 3 or budget.elapsed - reported >= 1.0:
-                reported = budget.elapsed
-                speed = steps * per_step / max(budget.elapsed, 1e-9)
-                print(f"step {steps} | loss {smooth:.4f} | {100 * budget.used():.1f}% | {speed / 1000:.0f}k tok/s", flush=True)
+        if not math.isfinite(loss.item()):
+            raise SystemExit(f"the loss is {loss.item()} at step {steps}")
+        smooth += 0.1 * (loss.item() - smooth)
+        if budget.elapsed - shown > 0.5:
+            shown = budget.elapsed
+            speed = data.served / shown / 1000
+            share = 100 * budget.used(data.served)
+            print(f"step {steps} | loss {smooth:.4f} | {share:.1f}% | {speed:.0f}k tok/s", flush=True)
     if CUDA:
         torch.cuda.synchronize()
     seconds = budget.elapsed
@@ -372,11 +368,11 @@ def main() -> None:
     save_file(model.state_dict(), prepare.CHECKPOINT, metadata={"config": json.dumps(asdict(config))})
     flops = model.flops_per_token() * data.served / seconds
     print("---")
-    print(f"training_seconds: {seconds:.1f}")
     print(f"startup_seconds: {startup:.1f}")
+    print(f"training_seconds: {seconds:.1f}")
     print(f"train_loss: {smooth:.4f}")
     print(f"peak_vram_mb: {torch.cuda.max_memory_allocated() / 1e6 if CUDA else 0:.1f}")
-    print(f"mfu_percent: {100 * flops / 989e12 if CUDA else 0:.2f}")
+    print(f"mfu_percent: {100 * flops / PEAK_FLOPS if CUDA else 0:.2f}")
     print(f"num_steps: {steps}")
     print(f"total_tokens: {data.served}")
     print(f"num_params: {sum(p.numel() for p in model.parameters())}")
