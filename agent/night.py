@@ -21,9 +21,12 @@ from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.program import Device, Program, load_program
 from agent.propose.choose import banner, choose_proposer
+from agent.protocols import Request
+from agent.records import Turn
 from agent.report.terminal import Terminal
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe
+from agent.run.process import reap
 from agent.run.sandbox import Sandbox, choose_sandbox
 from agent.workspace import Workspace, open_repository
 
@@ -57,6 +60,9 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     proposer = choose_proposer(
         flags.proposer, model=flags.model, base_url=flags.base_url, command=flags.command, replay=flags.replay
     )
+    empty = Request(number=1, system="", turns=(Turn(role="user", text=""),), program=program, files={}, history=())
+    if flags.limits.usd is not None and proposer.most_usd(empty) is None:
+        raise Failure(f"what {proposer.model or proposer.name} costs is not known, so --usd can't be kept: leave it out")
     workspace.prepare_home()
     ledger = Ledger(workspace.home)
     terminal = Terminal(workspace.home)
@@ -74,6 +80,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
         must_hold(sandbox, workspace, program)
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         terminal.say(f"{path} has uncommitted changes: the night works on the committed version")
+    if ended := reap(workspace.home):
+        terminal.say(f"ended {ended} processes that a killed loop had left")
     prepare_data(program, root, ledger)
     executor = LocalExecutor(workspace.home, workspace.export, sandbox, device, root=root)
     executor.check(program)

@@ -15,8 +15,12 @@ from scipy import stats
 from agent.program import Budget, Program
 from agent.records import Experiment, Measurement, Record, Verdict, VerdictKind
 
+Trials = Sequence[Measurement]
+"""The ok measurements of one commit, in the order they were made."""
 BASELINE_SECONDS = 900.0
 """About what the night may spend on the baseline's seeds before it begins."""
+LARGE = 10**6
+"""Degrees of freedom at which Student's t is the normal distribution."""
 LIGHTER = 0.95
 """Peak memory at most this share of the incumbent's makes a change simpler."""
 
@@ -25,17 +29,17 @@ class Rule(Record):
     """Where the decision's lines are drawn. Chances are one-sided, of Student's t with the noise's degrees
     of freedom, so that a badly known noise asks for more evidence by itself. Chosen with bench/noise.py."""
 
-    screen: float = 0.20
+    screen: float = 0.22
     """A change of no effect passes its first trial with this chance; the rest are discarded at once."""
     confirm: float = 0.05
     """Chance that fresh trials alone call a change of no effect better, when all reruns are used ..."""
-    spend: float = 3.0
+    spend: float = 4.0
     """... and before that, after a share s of the reruns: confirm * s**spend. An early keep must be clear."""
-    hope: float = 0.5
+    hope: float = 0.6
     """Standard errors that fresh trials may lack of what the last look will ask for, to be continued."""
-    known: int = 6
+    known: int = 4
     """Trials the incumbent should have before a first look near the line is trusted ..."""
-    near: tuple[float, float] = (0.4, 2.0)
+    near: tuple[float, float] = (0.2, 2.0)
     """... that is, an effect between these many standard errors."""
 
 
@@ -112,8 +116,8 @@ def counted(values: Sequence, baseline: bool) -> Sequence:
 
 def decide(
     program: Program,
-    incumbent: Sequence[Measurement],
-    candidate: Sequence[Measurement],
+    incumbent: Trials,
+    candidate: Trials,
     noise: Noise,
     shorter: bool,
     baseline: bool = False,
@@ -143,7 +147,7 @@ def decide(
 
 
 def gain(
-    program: Program, baseline: Sequence[Measurement], final: Sequence[Measurement], noise: Noise
+    program: Program, baseline: Trials, final: Trials, noise: Noise
 ) -> tuple[float, tuple[float, float]] | None:
     """What a night may claim: the final commit's pooled mean against the baseline's, and its 95% interval.
 
@@ -191,9 +195,8 @@ class Gap(NamedTuple):
             f"{abs(self.effect):.{places}f} {word} than the incumbent, "
             f"95% interval {low:.{places}f}..{high:.{places}f}, {many}{why}"
         )
-        return Verdict(
-            kind=kind, reason=reason, metric=self.mean, effect=self.effect, interval=(low, high), review=review
-        )
+        measured = {"metric": self.mean, "effect": self.effect, "interval": (low, high)}
+        return Verdict(kind=kind, reason=reason, review=review, **measured)
 
 
 def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> Verdict | Rerun:
@@ -207,9 +210,9 @@ def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule
         return Rerun(of="incumbent", reason=f"near the line, and the incumbent has only {held} trials")
     bar = t_quantile(1 - rule.screen, gap.freedom)
     if ratio > bar:
-        return Rerun(of="candidate", reason=f"{_shown(gap)} better in its first trial: fresh seeds must confirm it")
+        return Rerun(of="candidate", reason=f"{_shown(gap)} better in its first trial, to be confirmed")
     if simpler and ratio > -bar:
-        return Rerun(of="candidate", reason="simpler, and about equal in its first trial: fresh seeds must confirm it")
+        return Rerun(of="candidate", reason="simpler and about equal in its first trial, to be confirmed")
     return gap.verdict("discard", ", within the noise" if abs(ratio) <= bar else "")
 
 
@@ -221,9 +224,11 @@ def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> V
         return gap.verdict("keep")
     if simpler and gap.effect >= 0 and gap.trials >= min(2, allowed):
         return gap.verdict("simplification", ", equal within the noise and simpler")
-    asked = normal_quantile(1 - rule.confirm) * gap.sigma * math.sqrt(1 / allowed + 1 / max(held, allowed))
+    asked = t_quantile(1 - rule.confirm, LARGE) * gap.sigma * math.sqrt(1 / allowed + 1 / max(held, allowed))
     hopeful = gap.effect + rule.hope * gap.error > asked or (simpler and gap.trials < 2)
-    if gap.trials < allowed and hopeful:
+    if hopeful and held < gap.trials:
+        return Rerun(of="incumbent", reason=f"the candidate has {gap.trials} trials, the incumbent only {held}")
+    if hopeful and gap.trials < allowed:
         return Rerun(of="candidate", reason=f"{_shown(gap)} better so far, within the noise")
     return gap.verdict("discard", ", within the noise" if gap.interval[0] <= 0 <= gap.interval[1] else "")
 
@@ -231,16 +236,16 @@ def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> V
 def _exact(gap: Gap, simpler: bool) -> Verdict:
     """No noise was measured, so one trial tells all: strictly better, or exactly equal and simpler."""
     size = f"{abs(gap.effect):.6g}"
+    measured = {"metric": gap.mean, "effect": gap.effect, "interval": (gap.effect, gap.effect)}
     if gap.effect > 0:
-        kind, reason = "keep", f"{size} better than the incumbent; this metric has no noise, so one trial decides"
-    elif gap.effect == 0 and simpler:
-        kind, reason = "simplification", "exactly equal to the incumbent, and simpler"
-    else:
-        kind, reason = "discard", f"{size} worse than the incumbent" if gap.effect else "equal to the incumbent"
-    return Verdict(kind=kind, reason=reason, metric=gap.mean, effect=gap.effect, interval=(gap.effect, gap.effect))
+        return Verdict(kind="keep", reason=f"{size} better than the incumbent, without noise", **measured)
+    if gap.effect == 0 and simpler:
+        return Verdict(kind="simplification", reason="equal to the incumbent, and simpler", **measured)
+    reason = f"{size} worse than the incumbent, without noise" if gap.effect else "equal to the incumbent"
+    return Verdict(kind="discard", reason=reason, **measured)
 
 
-def _breach(program: Program, incumbent: Sequence[Measurement], candidate: Sequence[Measurement]) -> str | None:
+def _breach(program: Program, incumbent: Trials, candidate: Trials) -> str | None:
     """The first limit that any trial of the candidate passes, or that it does not report."""
     for name, most in program.limits.items():
         for measurement in candidate:
@@ -254,7 +259,7 @@ def _breach(program: Program, incumbent: Sequence[Measurement], candidate: Seque
     return None
 
 
-def _lighter(incumbent: Sequence[Measurement], candidate: Sequence[Measurement]) -> bool:
+def _lighter(incumbent: Trials, candidate: Trials) -> bool:
     """Clearly less peak memory than the incumbent, in the worst of each one's trials."""
     before = [m.peak_memory_gb for m in incumbent if m.peak_memory_gb is not None]
     after = [m.peak_memory_gb for m in candidate if m.peak_memory_gb is not None]
@@ -274,18 +279,13 @@ def t_quantile(chance: float, freedom: int) -> float:
     return float(stats.t.ppf(chance, freedom))
 
 
-@lru_cache(maxsize=64)
-def normal_quantile(chance: float) -> float:
-    return float(stats.norm.ppf(chance))
-
-
 @lru_cache(maxsize=4096)
 def _chi2(freedom: int) -> tuple[float, float]:
     """The 2.5% and 97.5% points of chi-square."""
     return float(stats.chi2.ppf(0.025, freedom)), float(stats.chi2.ppf(0.975, freedom))
 
 
-def _metrics(measurements: Sequence[Measurement]) -> list[float]:
+def _metrics(measurements: Trials) -> list[float]:
     return [m.metric for m in measurements if m.metric is not None]
 
 

@@ -56,7 +56,7 @@ def afford(limits: Limits, experiments: Sequence[Experiment], most: float | None
         return
     spent = [e.usd for e in experiments]
     if most is None or None in spent:
-        raise Stop("the price of a call is not known, so --usd can't be kept: name a priced --model or leave --usd out")
+        raise Stop("the price of a call is not known, so --usd can't be kept")
     total = sum(cost or 0.0 for cost in spent)
     if total + most > limits.usd:
         raise Stop(f"${total:.2f} of ${limits.usd:.2f} is spent, and the next call may cost ${most:.2f}")

@@ -43,8 +43,9 @@ class Terminal:
         self._begin(f"#{experiment} {doing[kind]}", None)
 
     def training(self, experiment: Experiment, trial: Trial) -> None:
-        if trial.number == 0 and experiment.number:
-            self.say(f"#{experiment.number} {experiment.label}")
+        if trial.number == 0:
+            label = experiment.label if experiment.number else "the program as it is, with several seeds"
+            self.say(f"#{experiment.number} {label}")
         again = f", trial {trial.number + 1}" if trial.number else ""
         self._begin(f"#{experiment.number} training{again}", self._log(trial))
 
