@@ -29,23 +29,22 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.judge.noise import RULE, Noise, Rerun, Rule, baseline_trials, counted, decide, gain
-from agent.program import Budget, Metric, Program
+from agent.program import Budget, Program
 from agent.records import Measurement
 
 EXPERIMENTS = 100
 PROBE_EVERY = 10
 NOISES = (0.1, 0.3, 1.0, 3.0)
-PROGRAM = Program(metric=Metric(name="loss"), budget={"cpu": "5m", "cuda": "5m"})
+PROGRAM = Program.model_validate({"metric": {"name": "loss"}, "budget": "5m"})
+Judge = tuple[int, Rule] | str
+"""The reruns allowed and the rule of agent.judge.noise; or PLAIN or MARGIN."""
 PLAIN, MARGIN = "plain: better = keep", "fixed margin of 2 sigma"
 CURVE = (
-    Rule(screen=0.10, confirm=0.03, known=4),
-    Rule(screen=0.15, confirm=0.03, known=5),
-    Rule(screen=0.20, confirm=0.02),
-    RULE,
-    Rule(screen=0.20, confirm=0.10, spend=2.0),
-    Rule(screen=0.25, confirm=0.10, spend=2.0, hope=1.0, near=(0.0, 3.0)),
-    Rule(screen=0.30, confirm=0.20, spend=1.0, hope=1.5, near=(0.0, 3.0)),
+    *((reruns, RULE) for reruns in (1, 2, 4, 6, 8)),
+    *((6, Rule(screen=screen)) for screen in (0.10, 0.30)),
+    *((6, Rule(confirm=confirm)) for confirm in (0.01, 0.15)),
 )
+"""The trade-off: the allowance of reruns, how many pass the first trial, how sure a keep must be."""
 
 
 class Landscape(NamedTuple):
@@ -102,8 +101,9 @@ class Tally:
 class Night:
     """The judge's night: asks `decide`, and runs the trials it asks for. The loss falls with every gain."""
 
-    def __init__(self, rng: random.Random, sigma: float, rule: Rule):
+    def __init__(self, rng: random.Random, sigma: float, rule: Rule, reruns: int):
         self.rng, self.sigma, self.rule = rng, sigma, rule
+        self.program = PROGRAM.model_copy(update={"reruns": reruns})
         self.true = 0.0
         self.baseline = [self.trial(0.0) for _ in range(baseline_trials(Budget.parse("5m")))]
         self.incumbent, self.is_baseline = self.baseline, True
@@ -115,8 +115,8 @@ class Night:
         return Measurement.model_construct(outcome="ok", metric=true + self.rng.gauss(0.0, self.sigma))
 
     def noise(self, incumbent: list[Measurement], candidate: list[Measurement]) -> Noise:
-        held = counted([m.metric for m in incumbent], self.is_baseline)
-        return Noise.of([*self.past, held, [m.metric for m in candidate[1:]]])
+        held = counted(metrics(incumbent), self.is_baseline)
+        return Noise.of([*self.past, held, metrics(candidate[1:])])
 
     def propose(self, effect: float, probe: bool = False) -> bool:
         """One experiment; a probe leaves nothing behind. Returns whether it was kept."""
@@ -126,7 +126,7 @@ class Night:
         trials = 0
         while True:
             noise = self.noise(incumbent, candidate)
-            verdict = decide(PROGRAM, incumbent, candidate, noise, False, self.is_baseline, self.rule)
+            verdict = decide(self.program, incumbent, candidate, noise, False, self.is_baseline, self.rule)
             if not isinstance(verdict, Rerun):
                 break
             if verdict.of == "candidate":
@@ -138,16 +138,16 @@ class Night:
             return verdict.kept
         self.extra += trials
         if verdict.kept:
-            self.past.append([m.metric for m in counted(self.incumbent, self.is_baseline)])
+            self.past.append(counted(metrics(self.incumbent), self.is_baseline))
             self.incumbent, self.is_baseline, self.true = candidate, False, true
         elif len(candidate) > 2:
-            self.past.append([m.metric for m in candidate[1:]])
+            self.past.append(metrics(candidate[1:]))
         return verdict.kept
 
     def claim(self) -> float:
         if self.is_baseline:
             return 0.0
-        claimed = gain(PROGRAM, self.baseline, self.incumbent, self.noise(self.incumbent, []))
+        claimed = gain(self.program, self.baseline, self.incumbent, self.noise(self.incumbent, []))
         assert claimed is not None
         return claimed[0]
 
@@ -171,19 +171,24 @@ class MarginNight:
         return self.start - self.value
 
 
-class Scenario(NamedTuple):
-    """Many nights of one rule in one landscape with one noise."""
+def metrics(measurements: Sequence[Measurement]) -> list[float]:
+    return [m.metric for m in measurements if m.metric is not None]
 
-    rule: Rule | str
+
+class Scenario(NamedTuple):
+    """Many nights of one way to judge, in one landscape with one noise."""
+
+    judge: Judge
     landscape: Landscape
     sigma: float
     nights: int
     seed: int
 
     def night(self, rng: random.Random) -> Night | MarginNight:
-        if isinstance(self.rule, Rule):
-            return Night(rng, self.sigma, self.rule)
-        return MarginNight(rng, self.sigma, 0.0 if self.rule == PLAIN else 2 * self.sigma)
+        if isinstance(self.judge, str):
+            return MarginNight(rng, self.sigma, 0.0 if self.judge == PLAIN else 2 * self.sigma)
+        reruns, rule = self.judge
+        return Night(rng, self.sigma, rule, reruns)
 
     def run(self) -> Tally:
         rng, tally = random.Random(self.seed), Tally()
@@ -208,10 +213,10 @@ class Scenario(NamedTuple):
         return tally
 
 
-def simulate(rules: Sequence[Rule | str], nights: int) -> list[list[Tally]]:
-    """A tally per rule and scenario, from two processes. Same seeds for every rule: a fair comparison."""
+def simulate(judges: Sequence[Judge], nights: int) -> list[list[Tally]]:
+    """A tally per judge and scenario, from two processes. Same seeds for each judge: a fair comparison."""
     pairs = list(product(LANDSCAPES, NOISES))
-    jobs = [Scenario(rule, *pair, nights, seed) for rule in rules for seed, pair in enumerate(pairs)]
+    jobs = [Scenario(judge, *pair, nights, seed) for judge in judges for seed, pair in enumerate(pairs)]
     with ProcessPoolExecutor(2) as pool:
         tallies = list(pool.map(Scenario.run, jobs))
     return [tallies[i : i + len(pairs)] for i in range(0, len(tallies), len(pairs))]
@@ -229,7 +234,7 @@ def row(name: str, tally: Tally) -> list[str]:
         f"{figures['extra_trials']:.0%}",
         f"{tally.claimed / tally.nights:.2f}",
         f"{tally.true / tally.nights:.2f}",
-        f"{figures['claim_ratio']:.2f}",
+        f"{figures['claim_ratio']:.2f}" if tally.true / tally.nights >= 0.1 else "-",
         f"{figures['worse_than_start']:.1%}",
     ]
 
@@ -256,15 +261,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--nights", type=int, default=500, help="repeats of each of the 12 scenarios")
     parser.add_argument("--curve", action="store_true", help="the trade-off: other rules beside the chosen one")
+    parser.add_argument("--reruns", type=int, default=PROGRAM.reruns, help="default: as program.md's default")
     options = parser.parse_args()
     console = Console(width=120)
     if options.curve:
         tallies = simulate(CURVE, options.nights)
-        names = [str(rule) + (" (chosen)" if rule == RULE else "") for rule in CURVE]
+        names = [f"reruns {n}, screen {rule.screen:g}, confirm {rule.confirm:g}" for n, rule in CURVE]
         console.print(table("the trade-off", [row(n, pooled(t)) for n, t in zip(names, tallies, strict=True)]))
         return
-    rules = (RULE, MARGIN, PLAIN)
-    tallies = simulate(rules, options.nights)
+    tallies = simulate(((options.reruns, RULE), MARGIN, PLAIN), options.nights)
     scenarios = [f"{land.name}, noise {sigma:g}" for land, sigma in product(LANDSCAPES, NOISES)]
     console.print(table("the judge", [row(n, t) for n, t in zip(scenarios, tallies[0], strict=True)]))
     names = ("the judge", MARGIN, PLAIN)

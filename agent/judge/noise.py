@@ -19,8 +19,7 @@ Trials = Sequence[Measurement]
 """The ok measurements of one commit, in the order they were made."""
 BASELINE_SECONDS = 900.0
 """About what the night may spend on the baseline's seeds before it begins."""
-LARGE = 10**6
-"""Degrees of freedom at which Student's t is the normal distribution."""
+LARGE = 10**6  # degrees of freedom at which Student's t is the normal distribution
 LIGHTER = 0.95
 """Peak memory at most this share of the incumbent's makes a change simpler."""
 
@@ -71,13 +70,8 @@ class Noise(Record):
                 freedom += len(group) - 1
         if not freedom:
             return cls(sigma=None, freedom=0, low=None, high=None)
-        below, above = _chi2(freedom)
-        return cls(
-            sigma=math.sqrt(squares / freedom),
-            freedom=freedom,
-            low=math.sqrt(squares / above),
-            high=math.sqrt(squares / below),
-        )
+        low, high = (math.sqrt(squares / _chi2(chance, freedom)) for chance in (0.975, 0.025))
+        return cls(sigma=math.sqrt(squares / freedom), freedom=freedom, low=low, high=high)
 
     @classmethod
     def of_night(cls, experiments: Iterable[Experiment]) -> Noise:
@@ -137,7 +131,7 @@ def decide(
     if noise.sigma is None:
         noise = Noise.of([held])
     if noise.sigma is None:
-        return Rerun(of="incumbent", reason="the noise between seeds is not measured yet")
+        return Rerun(of="incumbent", reason=str(noise))
     simpler = program.simplify and (shorter or _lighter(incumbent, candidate))
     if noise.sigma == 0:
         return _exact(Gap.between(program, held, first, noise), simpler)
@@ -185,6 +179,9 @@ class Gap(NamedTuple):
         reach = t_quantile(0.975, self.freedom) * self.error
         return self.effect - reach, self.effect + reach
 
+    def __str__(self) -> str:
+        return f"{self.effect:.{_places(self.error)}f}"
+
     def verdict(self, kind: VerdictKind, why: str = "", review: bool = False) -> Verdict:
         """With the reason in plain words: how much better, how sure, from how many trials."""
         low, high = self.interval
@@ -210,7 +207,7 @@ def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule
         return Rerun(of="incumbent", reason=f"near the line, and the incumbent has only {held} trials")
     bar = t_quantile(1 - rule.screen, gap.freedom)
     if ratio > bar:
-        return Rerun(of="candidate", reason=f"{_shown(gap)} better in its first trial, to be confirmed")
+        return Rerun(of="candidate", reason=f"{gap} better in its first trial, to be confirmed")
     if simpler and ratio > -bar:
         return Rerun(of="candidate", reason="simpler and about equal in its first trial, to be confirmed")
     return gap.verdict("discard", ", within the noise" if abs(ratio) <= bar else "")
@@ -229,7 +226,7 @@ def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> V
     if hopeful and held < gap.trials:
         return Rerun(of="incumbent", reason=f"the candidate has {gap.trials} trials, the incumbent only {held}")
     if hopeful and gap.trials < allowed:
-        return Rerun(of="candidate", reason=f"{_shown(gap)} better so far, within the noise")
+        return Rerun(of="candidate", reason=f"an effect of {gap} so far, within the noise")
     return gap.verdict("discard", ", within the noise" if gap.interval[0] <= 0 <= gap.interval[1] else "")
 
 
@@ -270,19 +267,8 @@ def _number(measurement: Measurement, name: str) -> float | None:
     return measurement.peak_memory_gb if name == "peak_memory_gb" else measurement.numbers.get(name)
 
 
-def _shown(gap: Gap) -> str:
-    return f"{gap.effect:.{_places(gap.error)}f}"
-
-
-@lru_cache(maxsize=4096)
-def t_quantile(chance: float, freedom: int) -> float:
-    return float(stats.t.ppf(chance, freedom))
-
-
-@lru_cache(maxsize=4096)
-def _chi2(freedom: int) -> tuple[float, float]:
-    """The 2.5% and 97.5% points of chi-square."""
-    return float(stats.chi2.ppf(0.025, freedom)), float(stats.chi2.ppf(0.975, freedom))
+t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.t.ppf(chance, freedom)))
+_chi2 = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.chi2.ppf(chance, freedom)))
 
 
 def _metrics(measurements: Trials) -> list[float]:
