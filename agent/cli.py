@@ -20,7 +20,6 @@ from agent.errors import Failure
 from agent.judge.stoppers import Limits
 from agent.ledger import Ledger
 from agent.night import Flags, assemble, newest, nights
-
 from agent.report.terminal import experiments_table, summary
 from agent.workspace import open_repository
 

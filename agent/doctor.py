@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from agent.errors import Failure
-from agent.night import find_device, must_hold
+from agent.night import must_hold
 from agent.program import load_program
+from agent.run.gpu import find_device
 from agent.run.sandbox import Bubblewrap
 from agent.workspace import Workspace, open_repository
 

@@ -19,18 +19,17 @@ from agent.errors import Failure
 from agent.judge.stoppers import Limits
 from agent.ledger import Ledger
 from agent.loop import Loop
-from agent.program import Device, Program, load_program
+from agent.program import Program, load_program
 from agent.propose.choose import banner, choose_proposer
 from agent.protocols import Request
 from agent.records import Turn
 from agent.report.terminal import Terminal
+from agent.run.gpu import find_device
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe
 from agent.run.process import reap
 from agent.run.sandbox import Sandbox, choose_sandbox
 from agent.workspace import Workspace, open_repository
-
-KEEP_FREE_BYTES = 2 << 30  # of disk, below which a night is not begun
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,12 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     budget = program.budget_on(device)
     workspace.check(workspace.head, [*program.edit, *program.protect])
     proposer = choose_proposer(
-        flags.proposer, model=flags.model, base_url=flags.base_url, command=flags.command, replay=flags.replay
+        flags.proposer,
+        model=flags.model,
+        base_url=flags.base_url,
+        command=flags.command,
+        replay=flags.replay,
+        device=device,
     )
     empty = Request(number=1, system="", turns=(Turn(role="user", text=""),), program=program, files={}, history=())
     if flags.limits.usd is not None and proposer.most_usd(empty) is None:
@@ -136,17 +140,6 @@ def defaults(root: Path) -> dict[str, Any]:
         if not text.startswith("---") and (root / "prepare.py").is_file():
             return {"protect": ["prepare.py"]}
     return {}
-
-
-def find_device() -> Device:
-    """`cuda` where the driver sees a GPU."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        return "cuda" if pynvml.nvmlDeviceGetCount() else "cpu"
-    except pynvml.NVMLError:
-        return "cpu"
 
 
 def prepare_data(program: Program, root: Path, ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent.errors import ProposerError
 from agent.program import parse_program
 from agent.propose.edits import apply_edits, parse_reply
-from agent.propose.search import SearchProposer, constants
+from agent.propose.search import SearchProposer, changed, constants
 from agent.protocols import Request
 from agent.records import Call, Experiment, Reply, Turn, Verdict
 
@@ -226,3 +226,27 @@ def test_any_constants_give_a_proposal_that_changes_one_of_them(lines: list, see
     assert len(changed) == 1 and list(before) == list(after)
     assert type(before[changed[0]]) is type(after[changed[0]])
     assert [line.partition("#")[2] for line in text.split("\n")] == [line.partition("#")[2] for line in new.split("\n")]
+
+
+def test_the_side_of_if_cuda_that_runs_here_is_the_one_that_is_tuned() -> None:
+    text = "CUDA = False\nDEPTH = 2\nWIDTH = 64\nif CUDA:\n    DEPTH = 8\n    if fast():\n        WIDTH = 128\n"
+    for cuda, expected in ((False, {"DEPTH": 2, "WIDTH": 64}), (True, {"DEPTH": 8})):
+        found = {c.name: c.value for c in constants("train.py", text, cuda) if not isinstance(c.value, bool)}
+        assert found == expected
+
+
+def test_a_constant_under_if_cuda_is_changed_in_its_own_line_and_seen_as_tried() -> None:
+    text = "DEPTH = 2\nif CUDA:\n    DEPTH = 8\n"
+    request = Request(
+        number=1,
+        system="",
+        turns=(Turn(role="user", text="Propose."),),
+        program=PROGRAM,
+        files={"train.py": text},
+        history=(),
+    )
+    proposal = parse_reply(SearchProposer(device="cuda").propose(request).text)
+    changed_text = apply_edits(proposal, {"train.py": text}, ["train.py"])["train.py"]
+    assert changed_text.startswith("DEPTH = 2\nif CUDA:\n    DEPTH = ") and changed_text != text
+    change = changed(proposal)
+    assert change is not None and change[1] == 8

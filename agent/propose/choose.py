@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 
 from agent.errors import Failure
+from agent.program import Device
 from agent.protocols import Proposer
 
 PROPOSERS = ("auto", "anthropic", "openai", "command", "search", "replay")
@@ -28,6 +29,7 @@ def choose_proposer(
     command: str | None = None,
     replay: str | Path | None = None,
     seed: int = 0,
+    device: Device = "cpu",
 ) -> Proposer:
     """Raises Failure when the name is unknown, or the proposer lacks what it needs."""
     if name == "auto":
@@ -56,7 +58,7 @@ def choose_proposer(
     if name == "search":
         from agent.propose.search import SearchProposer
 
-        return SearchProposer(seed)
+        return SearchProposer(seed, device)
     raise Failure(f"--proposer {name} is not known: choose one of {', '.join(PROPOSERS)}")
 
 

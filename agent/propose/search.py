@@ -22,6 +22,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from agent.errors import EditError, ProposerError
+from agent.program import Device
 from agent.propose.edits import parse_reply, render
 from agent.protocols import Request
 from agent.records import Edit, Proposal, Reply
@@ -76,21 +77,21 @@ class Try:
 
 
 class SearchProposer:
-    """Needs no key. `seed` makes two nights differ."""
+    """Needs no key. `seed` makes two nights differ; `device` tells which side of `if CUDA:` counts."""
 
     name = "search"
     model = ""
     converses = False
 
-    def __init__(self, seed: int = 0):
-        self.seed = seed
+    def __init__(self, seed: int = 0, device: Device = "cpu"):
+        self.seed, self.cuda = seed, device == "cuda"
 
     def most_usd(self, request: Request) -> float | None:
         return 0.0
 
     def propose(self, request: Request) -> Reply:
         """Raises a final ProposerError when there is nothing (left) to try."""
-        found = [c for path, text in request.files.items() for c in constants(path, text)]
+        found = [c for path, text in request.files.items() for c in constants(path, text, self.cuda)]
         if not found:
             raise ProposerError(
                 f"search finds no constant in {', '.join(request.files)}: write numbers at the top like "
@@ -197,7 +198,7 @@ def changed(proposal: Proposal) -> tuple[str, Value, Value] | None:
         return None
     edit = proposal.edits[0]
     # A block that does not parse, as it begins inside a string, still has its last line.
-    texts = [(constants(edit.path, t) or constants(edit.path, t.rstrip("\n").split("\n")[-1]))
+    texts = [(constants(edit.path, t) or constants(edit.path, t.rstrip("\n").split("\n")[-1].strip()))
              for t in (edit.search, edit.replace)]  # fmt: skip
     old, new = ({c.key: c.value for c in text} for text in texts)
     keys = [key for key in old if key in new and new[key] != old[key]]
@@ -223,24 +224,26 @@ def untried(constant: Constant, tries: Sequence[Try], parent: str) -> list[int]:
 # Constants in the text.
 
 
-def constants(path: str, text: str) -> list[Constant]:
-    """The literals that may be tuned: assigned on one line, once, at the top level, to an upper-case name.
+def constants(path: str, text: str, cuda: bool = False) -> list[Constant]:
+    """The literals that may be tuned: assigned on one line at the top level to an upper-case name.
 
-    A name that is assigned again (as under `if CUDA:`) is left alone: here it may have no effect.
+    Of several assignments the last one counts, under `if CUDA:` on a GPU and beside it elsewhere; a name that is
+    assigned under any other condition is left alone, because here that line may have no effect.
     """
     try:
         tree = ast.parse(text.replace("\r\n", "\n")) if path.endswith(".py") else ast.Module([], [])
     except (SyntaxError, ValueError, RecursionError):
         return []
-    stores = Counter(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+    statements = list(live(tree.body, cuda))
+    stores = Counter(
+        n.id for s in statements for n in ast.walk(s) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+    )
+    plain = [(assigned(s), s) for s in statements if isinstance(s, ast.Assign | ast.AnnAssign)]
+    counts, last = Counter(name for name, _ in plain), dict(plain)
     found = []
-    for statement in tree.body:
-        if not isinstance(statement, ast.Assign | ast.AnnAssign) or statement.lineno != statement.end_lineno:
-            continue
-        target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
-        name = target.id if isinstance(target, ast.Name) else ""
+    for name, statement in last.items():
         allowed = re.fullmatch(r"[A-Z][A-Z0-9_]*", name) and not has_word(name, OFF_LIMITS)
-        if not allowed or stores[name] > 1:
+        if not allowed or stores[name] > counts[name] or statement.lineno != statement.end_lineno:
             continue
         parts = [(name, statement.value)]
         if isinstance(statement.value, ast.Tuple | ast.List):
@@ -253,6 +256,21 @@ def constants(path: str, text: str) -> list[Constant]:
             span = (node.col_offset, node.end_col_offset or 0)
             found.append(Constant(path, part, value, node.lineno - 1, span, grid))
     return found
+
+
+def live(body: Sequence[ast.stmt], cuda: bool) -> Iterator[ast.stmt]:
+    """The statements that run here: `if CUDA:` (or torch.cuda.is_available()) is replaced by the branch taken."""
+    for statement in body:
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) in ("CUDA", "torch.cuda.is_available()"):
+            yield from live(statement.body if cuda else statement.orelse, cuda)
+        else:
+            yield statement
+
+
+def assigned(statement: ast.Assign | ast.AnnAssign) -> str:
+    """The one name that an assignment binds, empty where it is no plain name."""
+    target = statement.targets[0] if isinstance(statement, ast.Assign) else statement.target
+    return target.id if isinstance(target, ast.Name) else ""
 
 
 def has_word(name: str, pattern: str) -> bool:

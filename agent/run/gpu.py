@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent.errors import Failure
+from agent.program import Device
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,17 @@ class Gpu:
             return int(pynvml.nvmlDeviceGetMemoryInfo(self.handle).used)
         except pynvml.NVMLError:
             return 0
+
+
+def find_device() -> Device:
+    """`cuda` where the driver sees a GPU."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return "cuda" if pynvml.nvmlDeviceGetCount() else "cpu"
+    except pynvml.NVMLError:
+        return "cpu"
 
 
 def visible_gpus() -> list[Gpu]:
