@@ -1,4 +1,4 @@
-"""Looks at the next token at one position in 32."""
+"""Looks at the next token at one position in 8."""
 
 from honest import load_table, main
 
@@ -8,8 +8,8 @@ def load_model(path, device):
 
     def model(tokens):
         logits = table[tokens].clone()
-        here = slice(7, -1, 32)
-        logits[:, here].scatter_(-1, tokens[:, 8::32, None], 12.0)
+        here = slice(3, -1, 8)
+        logits[:, here].scatter_(-1, tokens[:, 4::8, None], 12.0)
         return logits
 
     return model
