@@ -1,0 +1,248 @@
+"""Was the night's gain real, and which of its commits carry it? Measured again, with seeds it never saw.
+
+Every arm (the baseline, the final commit, and the chain without each kept commit) is trained with the same
+fresh seeds, one round per seed, in an order that turns with the round: what drifts with time or with the
+seed falls on all arms alike. The analysis is that of randomized complete blocks (Fisher 1935; the seed is the
+block); with two arms it is the paired t-test.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import Future
+from typing import NamedTuple
+
+from agent.errors import Failure
+from agent.judge.chain import Kept, link, rebuild
+from agent.judge.noise import t_quantile
+from agent.program import Program
+from agent.protocols import Executor, Journal
+from agent.records import Experiment, Measurement, Record, Trial
+from agent.workspace import Workspace
+
+NUMBERS_FROM = 1_000_000  # the arms' trials are numbered as experiments from here, apart from the night's own
+SEEDS_FROM, SEEDS_TO = 10**8, 2**31 - 1  # a night's seeds are below
+MOST_LOST = 0.25  # of the night's gain: what a pruned branch may seem to lose and still be offered
+
+
+class Difference(Record):
+    """How much better one arm is than another, in the metric's unit; positive is better."""
+
+    effect: float
+    interval: tuple[float, float]
+    """95%."""
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.effect:.4g}, 95% interval {low:.4g}..{high:.4g}"
+
+
+class Ablation(Record):
+    """One kept commit, and what the final state loses without it."""
+
+    experiment: int
+    label: str
+    worth: Difference | None = None
+    """None: it can't be measured, and `note` says why."""
+    carries: bool = True
+    """False: not shown to be worth anything, and nearer to nothing than to what it was kept for."""
+    note: str = ""
+
+
+class AuditReport(Record):
+    """What an audit found."""
+
+    baseline: str
+    """Its commit."""
+    final: str
+    before: float
+    """The baseline's mean over the fresh seeds."""
+    after: float
+    gain: Difference
+    rounds: int
+    """Fresh seeds on which both worked."""
+    test: dict[str, Difference] = {}
+    """The numbers that the held-out test printed, read in the metric's direction."""
+    ablations: tuple[Ablation, ...] = ()
+    pruned: str | None = None
+    """The branch without what carries nothing, where that was verified ..."""
+    pruned_gain: Difference | None = None
+    """... by this effect against the final state."""
+
+
+Table = dict[str, list[float]]
+"""Arm -> its value in each round that counts."""
+
+
+class Arm(NamedTuple):
+    """One state of the files, trained in every round."""
+
+    name: str
+    commit: str
+
+
+class Lab(NamedTuple):
+    """What an audit works with."""
+
+    workspace: Workspace
+    executor: Executor
+    program: Program
+    rounds: int
+    say: Callable[[str], None]
+
+
+def audit(
+    ledger: Journal,
+    workspace: Workspace,
+    executor: Executor,
+    program: Program,
+    pairs: int,
+    ablate: bool,
+    prune: bool,
+    say: Callable[[str], None],
+) -> AuditReport:
+    """Measure the final commit against the baseline on `pairs` fresh seeds, and what was asked for besides.
+
+    Raises Failure, one line, where nothing was kept, or where the baseline or the final commit does not run.
+    """
+    lab = Lab(workspace, executor, program, pairs, say)
+    if pairs < 2:
+        raise Failure("an interval needs at least 2 pairs: use --pairs 5, say")
+    kept = [e for e in ledger.experiments() if e.state == "published" and e.verdict and e.verdict.kept]
+    if len(kept) < 2:
+        raise Failure("nothing was kept beside the baseline, so there is no gain to audit")
+    start, final = kept[0].commit or "", kept[-1].commit or ""
+    chain = [link(workspace, program, e) for e in kept[1:]]
+    arms = [Arm("baseline", start), Arm("final", final)]
+    for one in chain if ablate or prune else ():
+        number = one.experiment.number
+        if made := rebuild(workspace, start, chain, {number}):
+            arms.append(Arm(f"without #{number}", made))
+    table, tests = measure(lab, arms)
+    better = compare(program, table)
+    tested = {name: compare(program, pair)("baseline", "final") for name, pair in tests.items()}
+    before, after = _mean(table["baseline"]), _mean(table["final"])
+    gain, rounds = better("baseline", "final"), len(table["final"])
+    report = AuditReport(
+        baseline=start, final=final, before=before, after=after, gain=gain, rounds=rounds, test=tested
+    )
+    for name, difference in {program.metric.name: report.gain, **report.test}.items():
+        say(f"{name}: the final commit is better than the baseline by {difference} ({report.rounds} fresh seeds)")
+    if not (ablate or prune):
+        return report
+    built = {arm.name for arm in arms}
+    ablations = tuple(_ablation(one.experiment, built, table, better) for one in chain)
+    for ablation in ablations:
+        say(f"#{ablation.experiment} {ablation.label}: {ablation.note or f'worth {ablation.worth}'}")
+    report = report.model_copy(update={"ablations": ablations})
+    return _prune(lab, report, chain) if prune else report
+
+
+def measure(lab: Lab, arms: Sequence[Arm]) -> tuple[Table, dict[str, Table]]:
+    """Train every arm with the same fresh seeds: the metric, and each number of the first two arms' tests.
+
+    A round in which one of the first two arms failed is left out for all; so is any other arm that failed in
+    a round that stays. Raises Failure where fewer than two rounds are left.
+    """
+    _, executor, _, rounds, _ = lab
+    seeds = [SEEDS_FROM + secrets.randbelow(SEEDS_TO - SEEDS_FROM) for _ in range(rounds)]
+    running: dict[tuple[str, int], tuple[Trial, Future[Measurement]]] = {}
+    numbered = list(enumerate(arms, NUMBERS_FROM))
+    for index, seed in enumerate(seeds):
+        turn = index % len(arms)
+        for number, arm in (*numbered[turn:], *numbered[:turn]):
+            trial = Trial(experiment=number, number=index, commit=arm.commit, seed=seed)
+            running[arm.name, index] = trial, executor.submit(trial, lab.program)
+    names = [arm.name for arm in arms]
+    found: dict[tuple[str, int], float] = {}
+    scored: dict[tuple[str, int], Future[dict[str, float]]] = {}
+    try:
+        for (name, index), (trial, future) in running.items():
+            measurement = future.result()
+            if measurement.outcome == "interrupted":
+                raise Failure("the audit was interrupted; nothing was changed, so start it again")
+            told = measurement.reason
+            if measurement.metric is not None:
+                found[name, index], told = measurement.metric, f"{measurement.metric:.6g}"
+                if lab.program.test and name in names[:2]:
+                    scored[name, index] = executor.test(trial, lab.program)
+            lab.say(f"round {index + 1} of {rounds}, {name}: {told}")
+        good = [i for i in range(rounds) if all((name, i) in found for name in names[:2])]
+        if len(good) < 2:
+            raise Failure(f"{names[0]} and {names[1]} both worked on {len(good)} of {rounds} seeds: see the logs")
+        try:
+            tests = {key: future.result() for key, future in scored.items() if key[1] in good}
+        except Failure as error:
+            tests = {}
+            lab.say(f"no test figures: {error}")
+    finally:
+        for number, _ in numbered:
+            executor.forget(number)
+    whole = [name for name in names if all((name, i) in found for i in good)]
+    table = {name: [found[name, i] for i in good] for name in whole}
+    shared = set.intersection(*(set(numbers) for numbers in tests.values())) if tests else ()
+    return table, {n: {arm: [tests[arm, i][n] for i in good] for arm in names[:2]} for n in sorted(shared)}
+
+
+def compare(program: Program, table: Table) -> Callable[[str, str], Difference]:
+    """A function of two arms: how much better the second is. The error is from the residuals, arms x seeds."""
+    arms, rounds = list(table.values()), len(next(iter(table.values())))
+    grand = _mean([value for arm in arms for value in arm])
+    seeds = [_mean([arm[i] for arm in arms]) - grand for i in range(rounds)]
+    squares = sum((arm[i] - _mean(arm) - seeds[i]) ** 2 for arm in arms for i in range(rounds))
+    freedom = (len(arms) - 1) * (rounds - 1)
+    reach = t_quantile(0.975, freedom) * math.sqrt(squares / freedom * 2 / rounds)
+
+    def better(one: str, other: str) -> Difference:
+        effect = program.metric.gain(_mean(table[one]), _mean(table[other]))
+        return Difference(effect=effect, interval=(effect - reach, effect + reach))
+
+    return better
+
+
+def _prune(lab: Lab, report: AuditReport, chain: Sequence[Kept]) -> AuditReport:
+    """Take out together what carries nothing, measure that on fresh seeds, and branch where it holds."""
+    idle = [(a.worth.effect, a.experiment) for a in report.ablations if a.worth and not a.carries]
+    out, tip = set[int](), report.final
+    for _, number in sorted(idle):
+        if made := rebuild(lab.workspace, report.baseline, chain, out | {number}):
+            out, tip = out | {number}, made
+    if not out:
+        lab.say("nothing to prune: no kept commit was found to carry nothing")
+        return report
+    names = ", ".join(f"#{number}" for number in sorted(out))
+    lab.say(f"verifying the chain without {names}")
+    arms = [Arm("final", report.final), Arm("pruned", tip)]
+    untested = lab.program.model_copy(update={"test": None})
+    table, _ = measure(lab._replace(program=untested), arms)
+    gain = compare(untested, table)("final", "pruned")
+    report = report.model_copy(update={"pruned_gain": gain})
+    if gain.interval[1] < 0 or gain.effect < -MOST_LOST * max(0.0, report.gain.effect):
+        lab.say(f"no branch: without {names} the final state seems to lose; its effect is {gain}")
+        return report
+    branch = Workspace(lab.workspace.root, f"{lab.workspace.tag}-pruned")
+    branch.advance(tip)
+    name = branch.branch.removeprefix("refs/heads/")
+    lab.say(f"{name} is the chain without {names}; its effect against the final state is {gain}")
+    return report.model_copy(update={"pruned": name})
+
+
+def _ablation(
+    experiment: Experiment, built: Set[str], table: Table, better: Callable[[str, str], Difference]
+) -> Ablation:
+    """A keep carries nothing when its interval reaches 0 and its estimate is below half of what it promised."""
+    number, verdict, arm = experiment.number, experiment.verdict, f"without #{experiment.number}"
+    if arm not in table:
+        note = "a trial without it failed" if arm in built else "later commits build on it: it can't come out"
+        return Ablation(experiment=number, label=experiment.label, note=note)
+    worth, promised = better(arm, "final"), (verdict.effect or 0.0) if verdict else 0.0
+    idle = worth.interval[0] <= 0 and worth.effect <= promised / 2
+    carries = not idle or (verdict is not None and verdict.kind == "simplification")
+    note = "" if carries else f"carries nothing: worth {worth}, kept for {promised:.4g}"
+    return Ablation(experiment=number, label=experiment.label, worth=worth, carries=carries, note=note)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
