@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?= --experiments 8
 BIN = $(VENV)/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test setup lint attack clean
+.PHONY: run test lint attack setup clean
 
 run: setup
 	$(BIN)/python -m agent.loop $(ARGS)
@@ -22,13 +23,24 @@ attack: setup
 
 setup: $(VENV)/ready
 
-# A GPU image's own torch is used where it is 2.11 or newer; else pip takes the pinned build for this machine.
+# Where $(PYTHON) has a torch of 2.11 or newer (a GPU image), that one is used: OWN_TORCH is the folder it is in.
+OWN_TORCH := $(shell $(PYTHON) -c 'from importlib.metadata import distribution; d = distribution("torch"); \
+  print(d.locate_file("") if tuple(map(int, d.version.split(".")[:2])) >= (2, 11) else "")' 2>/dev/null)
+OTHERS = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+  print("\n".join(d for d in p["dependencies"] + p["optional-dependencies"]["dev"] if not d.startswith("torch")))
+define BESIDE_OWN_TORCH
+echo "using the torch of $(OWN_TORCH)" && $(BIN)/python -c '$(OTHERS)' > $(VENV)/others.txt && \
+$(INSTALL) --requirement $(VENV)/others.txt && $(INSTALL) --no-deps --editable . && \
+echo "$(OWN_TORCH)" > $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/own_torch.pth
+endef
+
 $(VENV)/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "error: Python 3.11 or newer is needed; say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
-	@$(PYTHON) -m venv $(VENV) || { echo "error: install the venv module, like apt install python3-venv" >&2; exit 2; }
+	  { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "setting up $(VENV): a minute or two, longer where torch must be downloaded"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "error: the venv module is missing; install it, like: apt install python3-venv" >&2; exit 2; }
+	@$(if $(OWN_TORCH),$(BESIDE_OWN_TORCH),$(INSTALL) --editable '.[dev]')
 	@touch $@
 
 clean:

@@ -66,7 +66,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     )
     empty = Request(number=1, system="", turns=(Turn(role="user", text=""),), program=program, files={}, history=())
     if flags.limits.usd is not None and proposer.most_usd(empty) is None:
-        raise Failure(f"what {proposer.model or proposer.name} costs is not known, so --usd can't be kept: leave it out")
+        raise Failure(f"what {proposer.model or proposer.name} costs is not known: leave --usd out")
     workspace.prepare_home()
     ledger = Ledger(workspace.home)
     terminal = Terminal(workspace.home)

@@ -271,7 +271,7 @@ def test_the_dollar_cap_is_never_passed_and_an_unknown_price_is_refused(project:
         said = night(project, *flags, "0.0001", ANTHROPIC_API_KEY="k")
         assert "the next call may cost" in said and server.requests == []
         said = night(project, *flags, "5", "--model", "nobody-knows-me", expect=2, ANTHROPIC_API_KEY="k")
-        assert "what nobody-knows-me costs is not known" in said and server.requests == []
+        assert "what nobody-knows-me costs is not known: leave --usd out" in said and server.requests == []
 
 
 def test_an_original_autoresearch_repository_runs_with_flags_alone(tmp_path: Path):

@@ -296,6 +296,7 @@ def interpreter_folders(argv: Sequence[str], env: Mapping[str, str]) -> list[Pat
         program = os.path.join(os.path.dirname(program), os.readlink(program))
     for name in ("LD_LIBRARY_PATH", "PYTHONPATH"):
         wanted += [Path(part) for part in env.get(name, "").split(":") if part.startswith("/")]
+    wanted += [Path(part) for part in sys.path if part.endswith(("site-packages", "dist-packages"))]
     unsafe = {Path.home(), *Path.home().parents, Path.cwd(), *Path.cwd().parents}
     found = dict.fromkeys(Path(os.path.normpath(path)) for path in wanted)
     return [p for p in found if p.is_dir() and p not in unsafe and not p.is_relative_to("/usr")]
