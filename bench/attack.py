@@ -367,11 +367,12 @@ class Leaks:
     def __init__(self, folder: Path, sandbox: Sandbox, stack: contextlib.ExitStack):
         self.home, cache, corpus = folder / ".research" / "leaks", folder / "cache", folder / "corpus"
         corpus.mkdir()
+        self.prepare = shutil.copy(ROOT / "prepare.py", folder)  # as it is now, for all trials
         for number, text in enumerate(_texts()):
             (corpus / f"{number}.txt").write_text(text)
         os.environ["OVERNIGHT_CACHE"] = str(cache)
         stack.callback(os.environ.pop, "OVERNIGHT_CACHE", None)
-        prepare = [sys.executable, str(ROOT / "prepare.py"), "--source", str(corpus), "--vocab-size", "512"]
+        prepare = [sys.executable, self.prepare, "--source", str(corpus), "--vocab-size", "512"]
         prepare += ["--context", "64"]  # more rows, and so more probes, of as much text
         ran = subprocess.run(prepare, capture_output=True, text=True)
         if ran.returncode:
@@ -411,7 +412,7 @@ class Leaks:
         return self.executor.submit(trial, self.program).result(timeout=300)
 
     def _export(self, commit: str, folder: Path) -> None:
-        shutil.copy(ROOT / "prepare.py", folder)
+        shutil.copy(self.prepare, folder)
         shutil.copy(ATTACKS / "leaks" / "honest.py", folder)
         (folder / "train.py").write_text(self.texts[commit])
 
