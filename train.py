@@ -34,6 +34,7 @@ DEPTH = 2  # transformer blocks
 WIDTH = 128  # channels of the residual stream
 HEAD_SIZE = 64  # channels of an attention head; WIDTH is a multiple
 BATCH_ROWS = 4  # rows of a batch, each as long as the context that prepare.py sets
+GRAMS = 2  # the longest run of tokens with an embedding of its own
 GRAM_SLOTS = 16384  # rows of each table of hashed token pairs, triples...
 LOGIT_CAP = 0.0  # logits are bent smoothly into plus or minus this; 0 leaves them alone and is cheaper
 MATRIX_LR = 0.03  # Muon's peak rate, for the blocks' matrices
@@ -43,6 +44,7 @@ if CUDA:  # Sizes for one to three minutes on an H100, and wider for more.
     WIDTH = 512
     HEAD_SIZE = 128
     BATCH_ROWS = 32
+    GRAMS = 3
     GRAM_SLOTS = 131072
     LOGIT_CAP = 15.0
     MATRIX_LR = 0.045
@@ -54,7 +56,6 @@ if CUDA:  # Sizes for one to three minutes on an H100, and wider for more.
 MLP_RATIO = 4  # hidden channels of a block's MLP, in widths
 ROPE_BASE = 100000.0  # the longest rotary wavelength, in tokens over 2 pi
 QK_SCALE = 1.15  # queries and keys are unit vectors times this (times HEAD_SIZE ** 0.25)
-GRAMS = 3  # the longest run of tokens with an embedding of its own
 VALUE_EMBED_EVERY = 2  # every so many blocks the token's own value vector is added in attention
 
 # The optimizers. Rates are peaks; Muon's is above.
@@ -153,6 +154,8 @@ class GPT(nn.Module):
         every = config.value_embed_every
         self.blocks = nn.ModuleList(Block(config, i % every == every - 1) for i in range(config.depth))
         self.head = Linear(config.width, config.vocab_size)
+        self.cos: Tensor
+        self.sin: Tensor
         self.scales = nn.Parameter(torch.empty(config.depth, 3))  # of the stream, the token, and the grams
         self.register_buffer("cos", torch.empty(config.context, 1, config.head_size // 2), persistent=False)
         self.register_buffer("sin", torch.empty_like(self.cos), persistent=False)
@@ -218,7 +221,7 @@ def load_model(path: str, device: str) -> GPT:
     """The saved model, ready to turn tokens (B, T) into logits (B, T, vocab). prepare.py calls this to evaluate."""
     with safe_open(path, framework="pt", device=device) as file:
         model = new_model(Config(**json.loads(file.metadata()["config"])), device)
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.eval()
 
 
@@ -379,4 +382,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    prepare.run(main)

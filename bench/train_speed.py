@@ -73,7 +73,7 @@ def main() -> None:
     jobs = [(variant, seed) for variant in args.variant or [""] for seed in args.seeds]
     rows = []
     with ThreadPoolExecutor(args.parallel) as pool:
-        for row in pool.map(lambda job: run_one(*job, budget, not args.no_evaluation), jobs):
+        for row in pool.map(lambda job: run_one(job[0], job[1], budget, not args.no_evaluation), jobs):
             rows.append(row)
             print(json.dumps(row), flush=True)
     columns = ("variant", "seed", "val_bpb", "train_loss", "num_steps", "total_tokens", "training_seconds",

@@ -1,0 +1,158 @@
+"""Every leak is refused and every honest model is measured, by the real evaluation in its real processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LEAKS = ROOT / "tests" / "leaks"
+HONEST = ("softmax", "linear", "window", "convolution")
+NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral")
+NOT_BY_ITSELF = ("batch_norm", "batch_attention", "state")
+
+
+def write_corpus(folder: Path, train_pieces: int = 300) -> None:
+    """Pieces of the standard library, with more of the held-out kind than chance gives: real text, and little."""
+    folder.mkdir()
+    wanted = {"val": 40, "test": 40, "train": train_pieces}
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*/*.py")):
+        text = path.read_text(encoding="utf-8", errors="ignore")
+        for start in range(0, len(text) - 4000, 4000):
+            piece = text[start : start + 4000]
+            first = hashlib.sha1(piece.encode()).digest()[0]
+            split = "val" if first < 5 else "test" if first < 10 else "train"
+            if wanted[split]:
+                wanted[split] -= 1
+                (folder / f"{path.parent.name}-{path.stem}-{start}.txt").write_text(piece)
+
+
+def run(*command: str, cwd: Path = ROOT, **env: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"} | {name: str(value) for name, value in env.items()}
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "texts"
+    write_corpus(folder)
+    return folder
+
+
+def prepared(folder: Path, corpus: Path, context: int) -> dict[str, str | Path]:
+    """A cache of its own for `context`, as environment variables."""
+    env: dict[str, str | Path] = {"OVERNIGHT_CACHE": folder / "cache", "RESEARCH_OUTPUT": folder / "out"}
+    done = run("prepare.py", "--source", str(corpus), "--vocab-size", "512", "--context", str(context), **env)
+    assert done.returncode == 0, done.stderr
+    return env
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> dict[str, str | Path]:
+    return prepared(tmp_path_factory.mktemp("short"), corpus, 512)
+
+
+def outcomes(env: dict[str, str | Path], *kinds: str) -> dict[str, dict]:
+    done = run(str(LEAKS / "train.py"), *kinds, **env)
+    assert done.returncode == 0, done.stderr
+    return {row["kind"]: row for row in map(json.loads, done.stdout.splitlines())}
+
+
+@pytest.fixture(scope="module")
+def measured(short: dict[str, str | Path]) -> dict[str, dict]:
+    return outcomes(short, *HONEST, *NOT_CAUSAL, *NOT_BY_ITSELF)
+
+
+@pytest.mark.parametrize("kind", HONEST)
+def test_honest_models_are_measured(measured: dict[str, dict], kind: str) -> None:
+    assert 1.5 < measured[kind]["val_bpb"] < 4.5
+    assert measured[kind]["canary_bits"] > 8.9  # log2 of 511 is 8.997
+
+
+@pytest.mark.parametrize("kind", NOT_CAUSAL)
+def test_a_model_that_sees_later_tokens_is_refused(measured: dict[str, dict], kind: str) -> None:
+    assert "not causal" in measured[kind]["violation"]
+
+
+@pytest.mark.parametrize("kind", NOT_BY_ITSELF)
+def test_a_model_that_mixes_rows_is_refused(measured: dict[str, dict], kind: str) -> None:
+    assert "other rows of its batch or on earlier batches" in measured[kind]["violation"]
+
+
+def test_a_leak_far_into_a_long_context_is_refused(tmp_path: Path, corpus: Path) -> None:
+    found = outcomes(prepared(tmp_path, corpus, 2048), "beyond_1000", "softmax")
+    assert "not causal" in found["beyond_1000"]["violation"]
+    assert "val_bpb" in found["softmax"]
+
+
+def evaluate_with(env: dict[str, str | Path], folder: Path, first_lines: str) -> subprocess.CompletedProcess[str]:
+    """The saved model, evaluated with `first_lines` run when its code is imported."""
+    code = (LEAKS / "train.py").read_text().split("from __future__ import annotations\n", 1)[1]
+    (folder / "train.py").write_text(first_lines + code)
+    (folder / "prepare.py").write_text((ROOT / "prepare.py").read_text())
+    return run("prepare.py", "evaluate", cwd=folder, **env)
+
+
+def test_code_that_replaces_functions_changes_no_number(
+    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path
+) -> None:
+    honest = outcomes(short, "softmax")["softmax"]["val_bpb"]
+    assert honest == measured["softmax"]["val_bpb"]  # and evaluating is repeatable to the last digit
+    patch = (
+        "import json, sys, torch\n"
+        "torch.logsumexp = lambda x, **k: x.sum(-1, keepdim=True) * 0\n"
+        "torch.nn.functional.cross_entropy = lambda *a, **k: torch.zeros(())\n"
+        "json.dumps = lambda *a, **k: 'val_bpb: 0.1'\n"
+        "print('val_bpb: 0.1'); sys.stderr.write('val_bpb: 0.1\\n')\n"
+    )
+    done = evaluate_with(short, tmp_path, patch)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"val_bpb: {honest:.6f}" in done.stdout
+    assert "0.1\n" not in done.stdout
+
+
+@pytest.mark.parametrize("ending", ["import os\nos._exit(0)\n", "raise SystemExit(0)\n"])
+def test_code_that_prints_a_number_and_leaves_gets_none(
+    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path, ending: str
+) -> None:
+    done = evaluate_with(short, tmp_path, "print('val_bpb: 0.1', flush=True)\n" + ending)
+    assert done.returncode == 1
+    assert "val_bpb" not in done.stdout
+    assert "the model cannot be run" in done.stderr
+
+
+def test_violations_exit_with_3_and_say_why_last(
+    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path
+) -> None:
+    peek = "import torch\n_roll = torch.Tensor.roll\n"
+    code = "class Peek(Tiny):\n    def forward(self, tokens):\n        return super().forward(_roll(tokens, -1, 1))\n"
+    outcomes(short, "softmax")
+    (tmp_path / "train.py").write_text(
+        peek + (LEAKS / "train.py").read_text().split("from __future__ import annotations\n", 1)[1]
+        .replace("def load_model", code + "\n\ndef load_model").replace("model = Tiny(**json", "model = Peek(**json")
+    )
+    (tmp_path / "prepare.py").write_text((ROOT / "prepare.py").read_text())
+    done = run("prepare.py", "evaluate", cwd=tmp_path, **short)
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[-1].startswith("violation: not causal")
+    assert "val_bpb" not in done.stdout
+
+
+def test_the_model_runs_behind_the_given_command(
+    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path
+) -> None:
+    outcomes(short, "softmax")
+    seen = tmp_path / "seen"
+    prefix = json.dumps(["sh", "-c", f'echo run >> {seen}; exec "$@"', "sh"])
+    env = short | {"RESEARCH_MODEL_SANDBOX": prefix}
+    done = run(str(ROOT / "prepare.py"), "evaluate", "--split", "test", cwd=LEAKS, **env)
+    assert done.returncode == 0, done.stderr
+    assert "test_bpb: " in done.stdout and "val_bpb" not in done.stdout
+    assert seen.read_text() == "run\nrun\n"

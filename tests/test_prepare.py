@@ -1,0 +1,166 @@
+"""Data: what goes in, what is kept apart, what comes out the same, and what is said when it cannot be done."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prepare
+from tests.test_evaluation import ROOT, run, write_corpus
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus") / "texts"
+    write_corpus(folder, train_pieces=120)
+    return folder
+
+
+def values(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    assert done.returncode == 0, done.stderr
+    return dict(line.split(": ", 1) for line in done.stdout.splitlines())
+
+
+def build(cache: Path, source: Path | str, *more: str) -> subprocess.CompletedProcess[str]:
+    shape = ("--vocab-size", "400", "--context", "64")
+    return run("prepare.py", "--source", str(source), *shape, *more, OVERNIGHT_CACHE=cache)
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], cache: Path, *words: str) -> None:
+    """One line that says what to do, exit code 2, and no cache that looks whole."""
+    assert done.returncode == 2, done.stdout + done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("prepare.py: ") and all(word in last for word in words)
+    assert "Traceback" not in done.stderr
+    assert not list(cache.glob("*/current")) and not list(cache.glob("*/[!.]*/meta.json"))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    values(build(folder, corpus))
+    return folder
+
+
+def test_every_text_is_in_the_split_that_its_digest_names(cache: Path, corpus: Path) -> None:
+    meta = prepare.read_meta(cache / "train")
+    encoding = prepare.Tokenizer.load(cache / "train" / meta["key"] / "tokenizer.tiktoken").encoding()
+    for split, half in (("train", "train"), ("val", "heldout"), ("test", "heldout")):
+        tokens = np.fromfile(cache / half / meta["key"] / f"{split}.bin", dtype=np.uint16)
+        documents = np.split(tokens, np.flatnonzero(tokens == meta["bos"]))[1:]
+        found = {encoding.decode(document.tolist()[1:]) for document in documents}
+        texts = [path.read_text() for path in corpus.iterdir()]
+        assert found == {t for t in texts if prepare.split_of(hashlib.sha1(t.encode()).digest()) == split}
+    assert not list((cache / "train").glob("*/val.bin")) and not list((cache / "train").glob("*/test.bin"))
+
+
+def test_the_same_source_has_the_same_hash_and_another_has_another(cache: Path, corpus: Path, tmp_path: Path) -> None:
+    again = values(build(cache, corpus))
+    elsewhere = values(build(tmp_path / "fresh", corpus))
+    assert again["data_hash"] == elsewhere["data_hash"] == prepare.read_meta(cache / "train")["data_hash"]
+    smaller = values(build(tmp_path / "fresh", str(corpus / "[a-k]*")))
+    assert smaller["data_hash"] != again["data_hash"]
+
+
+def test_byte_lengths_come_from_the_bytes_of_tokens(cache: Path) -> None:
+    meta = prepare.read_meta(cache / "heldout")
+    lengths = np.load(cache / "heldout" / meta["key"] / "byte_lengths.npy")
+    tokens = np.fromfile(cache / "heldout" / meta["key"] / "val.bin", dtype=np.uint16)
+    assert lengths[tokens].sum() == meta["bytes"]["val"]
+    assert lengths[meta["bos"]] == 0
+
+
+@pytest.fixture(scope="module")
+def encoding():
+    text = (ROOT / "prepare.py").read_text()
+    return prepare.Tokenizer.train(iter([text]), 400).encoding()
+
+
+@given(st.text())
+def test_any_text_survives_the_tokenizer(encoding, text: str) -> None:
+    assert encoding.decode(encoding.encode_ordinary(text)) == text
+
+
+def test_the_embedded_corpus_is_the_standard_library() -> None:
+    files = prepare.python_files(with_packages=False)
+    assert any(path.name == "argparse.py" for path in files)
+    assert not any("site-packages" in path.parts for path in files)
+    assert any("numpy" in path.parts for path in prepare.python_files(with_packages=True))
+
+
+def test_jsonl_holds_a_document_a_line(tmp_path: Path, corpus: Path) -> None:
+    lines = [json.dumps({"text": path.read_text()}) for path in sorted(corpus.iterdir())]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    found = values(build(tmp_path / "cache", tmp_path / "texts.jsonl"))
+    assert int(found["train_tokens"]) > 10_000
+    assert json.loads(next((tmp_path / "cache").glob("train/*/meta.json")).read_text())["bytes"]["train"] > 100_000
+
+
+def test_what_cannot_be_read_is_said_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "a good line"}\n{"words": 1}\n')
+    assert_refused(build(tmp_path / "a", tmp_path / "bad.jsonl"), tmp_path / "a", "bad.jsonl:2", "text")
+    assert_refused(build(tmp_path / "b", tmp_path / "nothing"), tmp_path / "b", "no files there", "tinystories")
+    (tmp_path / "short.txt").write_text("far too little")
+    assert_refused(build(tmp_path / "c", tmp_path / "short.txt"), tmp_path / "c", "too little text")
+
+
+def test_a_public_set_that_cannot_be_had_says_what_to_do(tmp_path: Path) -> None:
+    offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OVERNIGHT_CACHE": tmp_path}
+    done = run("prepare.py", "--source", "tinystories", **offline)
+    assert_refused(done, tmp_path, "pip install" if "needs" in done.stderr else "huggingface.co")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, corpus: Path) -> None:
+    """A limit on the size of files stands in for the disk: the error is of the same kind."""
+    command = f"ulimit -f 100; exec {sys.executable} prepare.py --source {corpus} --vocab-size 400 --context 64"
+    env = os.environ | {"OVERNIGHT_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert_refused(done, tmp_path / "cache", "no space left")
+    assert not list((tmp_path / "cache").glob("*/.partial-*"))
+
+
+def test_a_changed_cache_is_refused(tmp_path: Path, corpus: Path) -> None:
+    values(build(tmp_path, corpus))
+    with open(next(tmp_path.glob("heldout/*/val.bin")), "r+b") as file:
+        file.write(b"\0\0")
+    done = build(tmp_path, corpus)
+    assert done.returncode == 2
+    assert "changed since it was written" in done.stderr
+
+
+def test_a_broken_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    texts = [f"def function_{n}(x):\n    return x + {n}\n" * 20 for n in range(300)]
+    tokenizer = prepare.Tokenizer.train(iter(texts), 300)
+    results = []
+    for breaks in (False, True):
+        folder = tmp_path / str(breaks)
+        folder.mkdir()
+        builder = prepare.Builder(folder, tokenizer, heldout_bytes=1e9)
+        builder.add(iter(texts[:100]))
+        builder.checkpoint(1)
+        if breaks:
+            builder.add(iter(texts[100:150]))  # written, but the process ends before the next checkpoint
+            for out in builder.out.values():
+                out.close()
+            builder = prepare.Builder(folder, tokenizer, heldout_bytes=1e9)
+            assert builder.state["files"] == 1
+        builder.add(iter(texts[100:]))
+        builder.checkpoint(2)
+        results.append(prepare.content_hash(*(folder / name for name in prepare.Builder.FILES)))
+    assert results[0] == results[1]
+
+
+def test_the_tokenizer_file_is_in_the_format_of_tiktoken(cache: Path) -> None:
+    lines = next(cache.glob("train/*/tokenizer.tiktoken")).read_text().splitlines()
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in lines)}
+    assert sorted(ranks.values()) == list(range(399))
+    assert {bytes([value]) for value in range(256)} <= set(ranks)
