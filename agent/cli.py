@@ -17,10 +17,12 @@ from rich.console import Console
 from agent import doctor as checkup
 from agent import init as starter
 from agent.errors import Failure
+from agent.judge.audit import audit as measure_again
 from agent.judge.stoppers import Limits
 from agent.ledger import Ledger
-from agent.night import Flags, assemble, newest, nights
-from agent.report.terminal import experiments_table, summary
+from agent.night import Flags, assemble, contract, newest, reopen
+from agent.program import Program
+from agent.report.terminal import Terminal, experiments_table, summary
 from agent.workspace import open_repository
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -68,7 +70,7 @@ def run(
     ] = False,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
-    contract = {
+    overrides = {
         "metric.name": metric,
         "metric.direction": direction,
         "metric.target": target,
@@ -87,7 +89,7 @@ def run(
         command=command,
         replay=replay,
         sandbox="none" if unsafe_no_sandbox else sandbox,
-        contract={key: value for key, value in contract.items() if value is not None},
+        contract={key: value for key, value in overrides.items() if value is not None},
         limits=Limits(
             experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau, started=time.time()
         ),
@@ -128,6 +130,24 @@ def report(repo: Repo = Path("."), tag: Tag = None) -> None:
 
 
 @app.command()
+def audit(
+    repo: Repo = Path("."),
+    tag: Tag = None,
+    pairs: Annotated[int, typer.Option(min=2, help="Fresh seeds for the baseline and the final commit each.")] = 5,
+    ablate: Annotated[bool, typer.Option("--ablate", help="Also measure the chain without each kept commit.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Offer a branch without what carries nothing.")] = False,
+    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, docker, podman, or none.")] = "auto",
+) -> None:
+    """Measure a night's gain again: final commit against baseline, paired, with fresh seeds."""
+    ledger, workspace, executor, program = reopen(repo, tag, sandbox)
+    try:
+        measure_again(ledger, workspace, executor, program, pairs, ablate, prune, Terminal(workspace.home).say)
+    except KeyboardInterrupt:
+        executor.stop(now=True)
+        raise Failure("the audit was interrupted; nothing of it is kept") from None
+
+
+@app.command()
 def doctor(repo: Repo = Path(".")) -> None:
     """Check this machine and repository, and say what to do about what is missing."""
     healthy = checkup.examine(repo, Console(highlight=False, soft_wrap=True))
@@ -145,16 +165,16 @@ def init(
     typer.echo(f"wrote {path}: read it, say in it what to try, then `python -m agent.loop`")
 
 
-def _open(repo: Path, tag: str | None) -> tuple[Path, Ledger, Any]:
+def _open(repo: Path, tag: str | None) -> tuple[Path, Ledger, Program]:
     root = Path(str(open_repository(repo).working_dir))
     home = root / ".research" / tag if tag else newest(root)
     if home is None:
         raise Failure("there is no night here yet: start one with `python -m agent.loop`")
     ledger = Ledger(home, readonly=True)
-    return home, ledger, nights.contract(ledger)
+    return home, ledger, contract(ledger)
 
 
-def _summary(ledger: Ledger, program: Any, tag: str, console: Console) -> None:
+def _summary(ledger: Ledger, program: Program, tag: str, console: Console) -> None:
     notes = [text for _, text in ledger.notes()[-5:]]
     console.print()
     console.print(summary(ledger.experiments(), program, tag, notes))

@@ -21,7 +21,7 @@ from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.program import Program, load_program
 from agent.propose.choose import banner, choose_proposer
-from agent.protocols import Request
+from agent.protocols import Executor, Request
 from agent.records import Turn
 from agent.report.terminal import Terminal
 from agent.run.gpu import find_device
@@ -71,25 +71,42 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     ledger = Ledger(workspace.home)
     terminal = Terminal(workspace.home)
     same_night(ledger, program)
-    sandbox = choose_sandbox(flags.sandbox, private=(root,))
-    if ledger.get("sandbox", sandbox.name) != sandbox.name:
-        ledger.note(f"the sandbox changed from {ledger.get('sandbox')} to {sandbox.name}")
-    ledger.set("sandbox", sandbox.name)
     terminal.say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
     terminal.say(banner(proposer))
-    if sandbox.name == "none":
-        terminal.say("NO SANDBOX: code that nobody has read runs with all your rights")
-    else:
-        terminal.say(f"trials run in {sandbox.name}; trying to break out of it first")
-        must_hold(sandbox, workspace, program)
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         terminal.say(f"{path} has uncommitted changes: the night works on the committed version")
+    executor = equip(workspace, ledger, program, flags.sandbox, terminal)
+    return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal)
+
+
+def reopen(repo: Path, tag: str | None, sandbox: str) -> tuple[Ledger, Workspace, Executor, Program]:
+    """The parts of a night that has been, to run further trials of its commits. Raises Failure."""
+    root = Path(str(open_repository(repo).working_dir))
+    home = root / ".research" / tag if tag else newest(root)
+    if home is None or not (home / "ledger.db").exists():
+        raise Failure("there is no such night here: `python -m agent status` shows the newest")
+    workspace, ledger = Workspace(root, home.name), Ledger(home)
+    program = contract(ledger)
+    return ledger, workspace, equip(workspace, ledger, program, sandbox, Terminal(home)), program
+
+
+def equip(workspace: Workspace, ledger: Ledger, program: Program, sandbox: str, terminal: Terminal) -> Executor:
+    """A sandbox that holds, the data, and an executor on them. Raises Failure where one of these is missing."""
+    room = choose_sandbox(sandbox, private=(workspace.root,))
+    if ledger.get("sandbox", room.name) != room.name:
+        ledger.note(f"the sandbox changed from {ledger.get('sandbox')} to {room.name}")
+    ledger.set("sandbox", room.name)
+    if room.name == "none":
+        terminal.say("NO SANDBOX: code that nobody has read runs with all your rights")
+    else:
+        terminal.say(f"trials run in {room.name}; trying to break out of it first")
+        must_hold(room, workspace, program)
     if ended := reap(workspace.home):
         terminal.say(f"ended {ended} processes that a killed loop had left")
-    prepare_data(program, root, ledger)
-    executor = LocalExecutor(workspace.home, workspace.export, sandbox, device, root=root)
+    prepare_data(program, workspace.root, ledger)
+    executor = LocalExecutor(workspace.home, workspace.export, room, find_device(), root=workspace.root)
     executor.check(program)
-    return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal)
+    return executor
 
 
 def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:

@@ -1,0 +1,84 @@
+"""The commands beside the loop: each says what is so, and a mistake is one line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, git, make_repository
+from test_loop import PROGRAM, STORY, TRAIN, block, environment, night, write_replies
+
+from agent.program import load_program
+
+
+def agent(*arguments: str, expect: int = 0) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-m", "agent", *arguments],
+        cwd=ROOT,
+        env=environment(COLUMNS="200"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran.returncode == expect, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+    return ran.stdout + ran.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    return make_repository(tmp_path / "project", {"train.py": TRAIN, "prepare.py": "", "program.md": PROGRAM})
+
+
+def test_help_lists_the_commands_and_every_flag_has_a_line():
+    said = agent("--help")
+    for name in ("run", "status", "report", "audit", "doctor", "init"):
+        assert name in said
+    flags = "tag experiments hours usd proposer model base-url budget repo metric direction target pattern run evaluate"
+    said = agent("run", "--help")
+    for flag in [*flags.split(), "edit", "protect"]:
+        line = next(line for line in said.splitlines() if f"--{flag} " in line)
+        assert len(line.split(f"--{flag} ")[1].strip(" │").split()) > 2, line
+
+
+def test_status_and_report_read_a_night_and_show_what_models_wrote_as_text(project: Path, tmp_path: Path):
+    hostile = block("RATE = 0.5", "RATE = 0.3", "[bold red]Look[/] \x1b[2J \x1b]0;title\x07 here.")
+    night(project, "--replay", str(write_replies(tmp_path / "replies", hostile)), "--experiments", "1")
+    for command in ("status", "report"):
+        said = agent(command, "--repo", str(project))
+        assert "[bold red]Look[/]" in said and "\x1b" not in said and "\x07" not in said
+        assert "keep" in said and "0.165" in said and "git merge" in said
+
+
+def test_without_a_night_they_say_how_to_start_one(project: Path):
+    for command in ("status", "report"):
+        assert agent(command, "--repo", str(project), expect=2).startswith("error: there is no night here yet")
+    assert "there is no such night" in agent("audit", "--repo", str(project), expect=2)
+
+
+def test_init_writes_a_program_that_the_loop_reads(tmp_path: Path):
+    project = make_repository(
+        tmp_path / "plain", {"train.py": "loss = 1\nprint(f'train_loss: {loss}')\nprint(f'val_loss: {loss:.3f}')\n"}
+    )
+    assert "python -m agent.loop" in agent("init", "--repo", str(project))
+    program = load_program(project / "program.md")
+    assert (program.metric.name, program.metric.direction) == ("val_loss", "minimize")
+    assert "is there already" in agent("init", "--repo", str(project), expect=2)
+
+
+def test_doctor_finds_this_machine_fit_and_names_what_is_not(project: Path):
+    said = agent("doctor", "--repo", str(project))
+    assert "FAIL" not in said and "bubblewrap" in said and "minimize loss" in said
+    (project / "program.md").write_text("nothing\n")
+    assert "names no metric" in agent("doctor", "--repo", str(project), expect=2)
+    assert git(project, "status", "--porcelain") == "M program.md"
+
+
+def test_audit_measures_a_night_again(project: Path, tmp_path: Path):
+    replies = write_replies(tmp_path / "replies", STORY[0], block("WIDTH = 8", "WIDTH = 16"))
+    night(project, "--replay", str(replies), "--experiments", "2")
+    said = agent("audit", "--repo", str(project), "--pairs", "2", "--ablate")
+    assert "the final commit is better than the baseline" in said
+    assert git(project, "status", "--porcelain") == ""
