@@ -15,13 +15,11 @@ from scipy import stats
 from agent.program import Budget, Program
 from agent.records import Experiment, Measurement, Record, Verdict, VerdictKind
 
-Trials = Sequence[Measurement]
-"""The ok measurements of one commit, in the order they were made."""
-BASELINE_SECONDS = 900.0
-"""About what the night may spend on the baseline's seeds before it begins."""
+Trials = Sequence[Measurement]  # the ok measurements of one commit, in the order they were made
+BASELINE_SECONDS = 900.0  # about what the baseline's seeds may cost
+WILD = 0.999  # of the F distribution: a commit that varies more than this has a noise of its own
 LARGE = 10**6  # degrees of freedom at which Student's t is the normal distribution
-LIGHTER = 0.95
-"""Peak memory at most this share of the incumbent's makes a change simpler."""
+LIGHTER = 0.95  # peak memory at most this share of the incumbent's makes a change simpler
 
 
 class Rule(Record):
@@ -60,14 +58,18 @@ class Noise(Record):
     def of(cls, groups: Iterable[Sequence[float]]) -> Noise:
         """Pool within-commit variances. Each group: the metrics of one commit's trials with different seeds.
 
-        Leave out the trial that selected a commit: it was picked for being extreme (see `counted`).
+        Leave out the trial that selected a commit: it was picked for being extreme (see `counted`). A commit
+        with a noise of its own kind (one seed diverged, say; F-test) does not blur what is known of the others.
         """
-        freedom, squares = 0, 0.0
-        for group in groups:
-            if len(group) >= 2:
-                mean = math.fsum(group) / len(group)
-                squares += math.fsum((value - mean) ** 2 for value in group)
-                freedom += len(group) - 1
+        parts = [(_squares(group), len(group) - 1) for group in groups if len(group) >= 2]
+        squares, freedom = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        while len(parts) > 1:
+            wild = max(parts, key=lambda part: part[0] / part[1])
+            parts.remove(wild)
+            rest, left = sum(part[0] for part in parts), freedom - wild[1]
+            if not rest or wild[0] / wild[1] < _f_quantile(wild[1], left) * rest / left:
+                break
+            squares, freedom = rest, left
         if not freedom:
             return cls(sigma=None, freedom=0, low=None, high=None)
         low, high = (math.sqrt(squares / _chi2(chance, freedom)) for chance in (0.975, 0.025))
@@ -117,12 +119,10 @@ def decide(
     baseline: bool = False,
     rule: Rule = RULE,
 ) -> Verdict | Rerun:
-    """Keep, discard, or ask for one more trial.
+    """Keep, discard, or ask for one more trial; call it again with the noise as it is after that.
 
-    incumbent, candidate: the ok measurements of each commit in the order they were made.
-    candidate[0] selected the candidate, and so did incumbent[0] unless `baseline` (experiment 0).
-    A keep rests on the candidate's later trials only, except where the noise is zero or
-    program.reruns is 0. Call it again with the noise as it is then, after every rerun it asked for.
+    candidate[0] selected the candidate, and so did incumbent[0] unless `baseline` (experiment 0). A keep
+    rests on the candidate's later trials only, except where the noise is zero or program.reruns is 0.
     """
     first, fresh = _metrics(candidate[:1]), _metrics(candidate[1:])
     if breach := _breach(program, incumbent, candidate):
@@ -143,11 +143,8 @@ def decide(
 def gain(
     program: Program, baseline: Trials, final: Trials, noise: Noise
 ) -> tuple[float, tuple[float, float]] | None:
-    """What a night may claim: the final commit's pooled mean against the baseline's, and its 95% interval.
-
-    In the metric's unit, positive is better. `final` as for `decide`: its first trial does not count.
-    None: the noise is not measured.
-    """
+    """What a night may claim: how much better the final commit's counted mean is than the baseline's, and its
+    95% interval, in the metric's unit. None: the noise is not measured."""
     if noise.sigma is None:
         return None
     gap = Gap.between(program, _metrics(baseline), counted(_metrics(final), baseline=False), noise)
@@ -159,8 +156,7 @@ class Gap(NamedTuple):
 
     mean: float
     effect: float
-    error: float
-    """Standard error of the effect."""
+    error: float  # standard error of the effect
     sigma: float
     freedom: int
     trials: int
@@ -268,11 +264,17 @@ def _number(measurement: Measurement, name: str) -> float | None:
 
 
 t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.t.ppf(chance, freedom)))
+_f_quantile = lru_cache(maxsize=4096)(lambda above, below: float(stats.f.ppf(WILD, above, below)))
 _chi2 = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.chi2.ppf(chance, freedom)))
 
 
 def _metrics(measurements: Trials) -> list[float]:
     return [m.metric for m in measurements if m.metric is not None]
+
+
+def _squares(group: Sequence[float]) -> float:
+    mean = sum(group) / len(group)
+    return sum((value - mean) * (value - mean) for value in group)
 
 
 def _places(error: float) -> int:
