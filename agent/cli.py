@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
 import time
 from collections.abc import Callable
@@ -103,7 +104,7 @@ def run(
         os._exit(130)  # a thread may still wait for a reply; the person does not
     finally:
         night.terminal.close()
-        night.ledger.set("ended", "" if night.interrupts else "yes")
+    night.ledger.set("ended", "" if night.interrupts else "yes")
     night.terminal.say(f"the night ends: {reason}")
     _summary(night.ledger, night.program, night.workspace.tag, night.terminal.console)
 
@@ -181,11 +182,12 @@ def _summary(ledger: Ledger, program: Program, tag: str, console: Console) -> No
 
 
 def guarded(call: Callable[[], Any]) -> None:
-    """Run a command; a Failure becomes one line on stderr and exit code 2."""
+    """Run a command; a Failure, or a machine that is full or broken, becomes one line on stderr and exit code 2."""
     try:
         call()
-    except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
+    except (Failure, OSError, sqlite3.OperationalError) as failure:
+        said = failure if isinstance(failure, Failure) else f"{failure}; the same command goes on from here"
+        print(f"error: {said}", file=sys.stderr)
         raise SystemExit(2) from None
 
 

@@ -57,6 +57,7 @@ class Ledger:
 
     def __init__(self, home: Path, readonly: bool = False):
         self.path = home / "ledger.db"
+        self.told: dict[int, Experiment] = {}  # published experiments, read once: there may be hundreds
         if readonly:
             if not self.path.exists():
                 raise Failure(f"there is no night at {home}: start one with `python -m agent.loop`")
@@ -143,6 +144,7 @@ class Ledger:
 
     def restart(self) -> None:
         """Forget a baseline that does not run, so that the next start measures the corrected one."""
+        self.told.pop(0, None)
         with self._transaction():
             self.db.execute("DELETE FROM trials WHERE experiment = 0")
             self.db.execute("DELETE FROM experiments WHERE number = 0")
@@ -159,6 +161,7 @@ class Ledger:
 
     def running(self, trial: Trial) -> None:
         """A trial is about to start. A published experiment (a rerun of the incumbent) stays published."""
+        self.told.pop(trial.experiment, None)
         with self._transaction():
             if self._state(trial.experiment) != "published":
                 self._advance(trial.experiment, "running")
@@ -168,6 +171,7 @@ class Ledger:
             )
 
     def measured(self, trial: Trial, measurement: Measurement) -> None:
+        self.told.pop(trial.experiment, None)
         with self._transaction():
             if self._state(trial.experiment) != "published":
                 self._advance(trial.experiment, "measured")
@@ -182,44 +186,52 @@ class Ledger:
 
     def tested(self, number: int, numbers: Mapping[str, float]) -> None:
         """Held-out figures of a kept commit; {} where they could not be had."""
+        self.told.pop(number, None)
         self.db.execute(
             "UPDATE experiments SET test_numbers = ? WHERE number = ?", (json.dumps(dict(numbers)), number)
         )
 
     def published(self, number: int, commit: str | None) -> None:
+        self.told.pop(number, None)
         with self._transaction():
             self._advance(number, "published", commit_sha=commit)
 
     # Reading.
 
     def experiment(self, number: int) -> Experiment:
-        return self._read("WHERE number = ?", (number,))[0]
+        if number not in self.told:
+            experiment = self._read(number)
+            if experiment.state != "published":
+                return experiment
+            self.told[number] = experiment
+        return self.told[number]
 
     def experiments(self) -> tuple[Experiment, ...]:
-        return tuple(self._read("ORDER BY number", ()))
+        rows = self.db.execute("SELECT number FROM experiments ORDER BY number").fetchall()
+        return tuple(self.experiment(number) for (number,) in rows)
 
-    def _read(self, where: str, values: tuple[int, ...]) -> list[Experiment]:
-        rows = self.db.execute(
-            "SELECT number, state, parent, commit_sha, proposal, files, verdict, test_numbers, created "
-            f"FROM experiments {where}",
-            values,
-        ).fetchall()
-        return [
-            Experiment(
-                number=number,
-                state=state,
-                parent=parent,
-                commit=commit,
-                proposal=Proposal.model_validate_json(proposal) if proposal else None,
-                files=json.loads(files),
-                verdict=Verdict.model_validate_json(verdict) if verdict else None,
-                trials=self._trials(number),
-                calls=self._calls(number),
-                test_numbers=json.loads(test) if test else None,
-                created=created,
-            )
-            for number, state, parent, commit, proposal, files, verdict, test, created in rows
-        ]
+    def _read(self, number: int) -> Experiment:
+        row = self.db.execute(
+            "SELECT state, parent, commit_sha, proposal, files, verdict, test_numbers, created "
+            "FROM experiments WHERE number = ?",
+            (number,),
+        ).fetchone()
+        if row is None:
+            raise LedgerError(f"there is no experiment {number}")
+        state, parent, commit, proposal, files, verdict, test, created = row
+        return Experiment(
+            number=number,
+            state=state,
+            parent=parent,
+            commit=commit,
+            proposal=Proposal.model_validate_json(proposal) if proposal else None,
+            files=json.loads(files),
+            verdict=Verdict.model_validate_json(verdict) if verdict else None,
+            trials=self._trials(number),
+            calls=self._calls(number),
+            test_numbers=json.loads(test) if test else None,
+            created=created,
+        )
 
     def _trials(self, number: int) -> tuple[Trial, ...]:
         rows = self.db.execute(

@@ -91,6 +91,9 @@ class Night(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self) -> None:
         experiments = self.ledger.experiments()
+        again = Ledger(self.home, readonly=True)
+        assert again.experiments() == experiments  # what is remembered is what is written
+        again.close()
         assert {e.number: e.state for e in experiments} == self.states
         for e in experiments:
             assert [c.reply.text for c in e.calls if c.reply] == self.replies.get(e.number, [])

