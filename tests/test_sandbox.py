@@ -137,6 +137,7 @@ def test_libraries_work_in_the_room(room: Room) -> None:
 
 
 def test_limits_end_a_trial_and_say_why(room: Room) -> None:
+    assert "MemoryError" in python("x = b'x' * (1 << 30)", room).stderr
     # several processes, each below the limit of one; the test would hang if nothing ended them
     memory = python("import os, time\nfor _ in range(6): os.fork()\nx = b'x' * (20 << 20)\ntime.sleep(600)", room)
     assert memory.returncode == 77 and "sandbox: " in memory.stderr and "over the limit" in memory.stderr
@@ -144,7 +145,6 @@ def test_limits_end_a_trial_and_say_why(room: Room) -> None:
     argv = LIMITED.wrap([sys.executable, "-c", files, str(room.output)], room)
     ran = subprocess.run(argv, cwd=room.workdir, env=dict(room.env), capture_output=True, text=True)
     assert (ran.returncode, ran.stderr) == (77, "\nsandbox: more than 500 files written; the trial was ended\n")
-    assert "MemoryError" in python("x = b'x' * (1 << 30)", room).stderr
 
 
 def test_sigterm_reaches_the_command(room: Room) -> None:
