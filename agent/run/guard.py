@@ -141,7 +141,7 @@ def start(argv: list[str], limits: dict) -> int:
         die_with_parent(guard)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits["disk"], limits["disk"]))
-        resource.setrlimit(resource.RLIMIT_DATA, (limits["memory"], limits["memory"]))
+        resource.setrlimit(resource.RLIMIT_DATA, (limits["segment"], limits["segment"]))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out all the same, this is what the kernel ends first
         os.execve(argv[0], argv, {})  # bwrap's own environment can be read in the room as /proc/1/environ

@@ -133,6 +133,8 @@ class Bubblewrap:
         options += [*CLOSED, "--chdir", str(room.workdir)]
         limits = {
             "memory": self.limits.memory_bytes,
+            # a GPU's driver reserves address space many times the machine's memory, so there only the guard counts
+            "segment": self.limits.memory_bytes if room.slot is None else -1,
             "processes": self.limits.processes,
             "disk": self.limits.disk_bytes,
             "files": self.limits.files,
