@@ -607,7 +607,7 @@ class ModelServer:
             prefix + command, pass_fds=descriptors, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        self.log = b""
+        self.device, self.log = device, b""
         self.reader = threading.Thread(target=self._read_log, daemon=True)
         self.reader.start()
         self.inputs, self.output = shared_tensors(memory, layout, device)
@@ -633,7 +633,7 @@ class ModelServer:
         return self.log.decode(errors="replace")[-4000:]
 
     def logits(self, inputs: np.ndarray) -> Any:
-        """Tokens (n, T), n <= B -> logits (n, T, V); valid until the next call."""
+        """Tokens (n, T), n <= B -> logits (n, T, V), copied out of the memory that the child can still write to."""
         import torch
 
         if not self.ready:
@@ -641,9 +641,10 @@ class ModelServer:
             self.ready = True
         self.inputs.zero_()
         self.inputs[: len(inputs)] = torch.from_numpy(inputs)
-        os.write(self.commands, b"g")
+        with contextlib.suppress(BrokenPipeError):  # a dead child is noticed by the missing answer
+            os.write(self.commands, b"g")
         self._answer()
-        return self.output[: len(inputs)]
+        return self.output[: len(inputs)].to(self.device, copy=True)
 
     def close(self) -> None:
         self.process.kill()
@@ -699,7 +700,7 @@ def score(server: ModelServer, inputs: np.ndarray, targets: np.ndarray, batch: i
 
     costs, picked = [], []
     for start in range(0, len(inputs), batch):
-        logits = server.logits(inputs[start : start + batch]).to(device)
+        logits = server.logits(inputs[start : start + batch])
         cost, logp = token_costs(logits, torch.from_numpy(targets[start : start + batch]).to(device), columns)
         costs.append(cost.cpu().numpy())
         picked.append(logp.cpu().numpy())
@@ -810,9 +811,9 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
     scorer, prober = ModelServer(shape, device), ModelServer(shape, device)
     try:
         costs, logp = score(scorer, inputs, targets, batch, columns, device)
-        canary = check_canary(scorer, meta, batch, device, rng)
         probe = plan_probe(inputs, PROBES[device], rng)
         checks = probe_model(prober, probe, targets, logp, batch, columns, device, rng)
+        canary = check_canary(scorer, meta, batch, device, rng)
     finally:
         scorer.close()
         prober.close()

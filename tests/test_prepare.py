@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import prepare
 from tests.test_evaluation import ROOT, run, write_corpus
 
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "texts"

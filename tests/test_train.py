@@ -63,7 +63,7 @@ def test_held_out_text_is_not_needed_to_train(env: Environment, tmp_path: Path) 
 def test_a_budget_in_seconds_ends_the_training(env: Environment, tmp_path: Path) -> None:
     done = run("train.py", **env | {"RESEARCH_OUTPUT": tmp_path, "RESEARCH_BUDGET_SECONDS": "1"})
     assert done.returncode == 0, done.stderr
-    assert 1 <= summary(done)["training_seconds"]
+    assert summary(done)["training_seconds"] >= 1
     assert summary(done)["num_steps"] >= 1
 
 
