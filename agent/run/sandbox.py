@@ -73,7 +73,7 @@ class Limits:
     def of_machine(cls, slots: int = 1) -> Limits:
         """A fair share of this machine: 85% of its memory between the slots, half of the disk left free."""
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 85 // (100 * slots)
-        disk = shutil.disk_usage("/").free // (2 * slots)
+        disk = shutil.disk_usage(".").free // (2 * slots)
         threads = max(4096, 128 * (os.cpu_count() or 1))  # torch.compile: 32 workers of a pool's size each
         return cls(memory, threads, min(disk, 100 << 30), scratch_bytes=memory // 4)
 

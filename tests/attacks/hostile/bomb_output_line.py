@@ -6,7 +6,7 @@ from honest import main, predict  # noqa: F401
 
 if __name__ == "__main__":
     print("step 0 | loss 1.0 | 0.0%", flush=True)
-    for _ in range(400):
+    for _ in range(100):
         sys.stdout.write("x" * 262144)
     print()
     main()
