@@ -27,7 +27,6 @@ from torch import Tensor, nn
 import prepare
 
 CUDA = torch.cuda.is_available()
-PEAK_FLOPS = 989e12  # of an H100 or H200 SXM in dense bf16, by NVIDIA's data sheet; only mfu_percent depends on it
 
 # Sizes for a trial of about 15 s on two CPU cores.
 DEPTH = 2  # transformer blocks
@@ -281,12 +280,11 @@ def muon_update(params: list[Tensor], grads: list[Tensor | None], momentum: Tens
 
 
 def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
-    matrices: dict[tuple[int, ...], list[Tensor]] = {}
-    for block in model.blocks:
-        for p in (m.weight for m in block.modules() if isinstance(m, Linear)):
-            matrices.setdefault(tuple(p.shape), []).append(p)
-    width = model.config.width
-    muon = Muon(list(matrices.values()), [3 if shape == (3 * width, width) else 1 for shape in matrices])
+    matrices: dict[tuple[int, ...], list[Tensor]] = {}  # stacks of equal shape, by the parts each is made of
+    for name, p in model.blocks.named_parameters():
+        if not name.endswith("embed.weight"):
+            matrices.setdefault((3 if "qkv" in name else 1, *p.shape), []).append(p)
+    muon = Muon(list(matrices.values()), [parts for parts, *_ in matrices])
     grams = [table.weight for table in model.grams]
     embeds = [p for name, p in model.named_parameters() if name.endswith("embed.weight")]
     groups = [
@@ -369,13 +367,14 @@ def main() -> None:
     seconds = budget.elapsed
     os.makedirs(prepare.OUTPUT, exist_ok=True)
     save_file(model.state_dict(), prepare.CHECKPOINT, metadata={"config": json.dumps(asdict(config))})
-    flops = model.flops_per_token() * data.served / seconds
+    # 989e12: dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet.
+    mfu = model.flops_per_token() * data.served / seconds / 989e12 if CUDA else 0.0
     print("---")
     print(f"startup_seconds: {startup:.1f}")
     print(f"training_seconds: {seconds:.1f}")
     print(f"train_loss: {smooth:.4f}")
     print(f"peak_vram_mb: {torch.cuda.max_memory_allocated() / 1e6 if CUDA else 0:.1f}")
-    print(f"mfu_percent: {100 * flops / PEAK_FLOPS if CUDA else 0:.2f}")
+    print(f"mfu_percent: {100 * mfu:.2f}")
     print(f"num_steps: {steps}")
     print(f"total_tokens: {data.served}")
     print(f"num_params: {sum(p.numel() for p in model.parameters())}")

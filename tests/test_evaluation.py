@@ -22,7 +22,7 @@ NOT_BY_ITSELF = ("batch_norm", "batch_attention", "state")
 def write_corpus(folder: Path, train_pieces: int = 300) -> None:
     """Pieces of the standard library, with more of the held-out kind than chance gives: real text, and little."""
     folder.mkdir()
-    wanted = {"val": 40, "test": 40, "train": train_pieces}
+    wanted = {"val": 30, "test": 30, "train": train_pieces}
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*/*.py")):
         text = path.read_text(encoding="utf-8", errors="ignore")
         for start in range(0, len(text) - 4000, 4000):
@@ -66,24 +66,34 @@ def outcomes(env: dict[str, str | Path], *kinds: str) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def measured(short: dict[str, str | Path]) -> dict[str, dict]:
-    return outcomes(short, *HONEST, *NOT_CAUSAL, *NOT_BY_ITSELF)
+def honest(short: dict[str, str | Path]) -> dict[str, dict]:
+    return outcomes(short, *HONEST)
+
+
+@pytest.fixture(scope="module")
+def not_causal(short: dict[str, str | Path]) -> dict[str, dict]:
+    return outcomes(short, *NOT_CAUSAL)
+
+
+@pytest.fixture(scope="module")
+def not_by_itself(short: dict[str, str | Path]) -> dict[str, dict]:
+    return outcomes(short, *NOT_BY_ITSELF)
 
 
 @pytest.mark.parametrize("kind", HONEST)
-def test_honest_models_are_measured(measured: dict[str, dict], kind: str) -> None:
-    assert 1.5 < measured[kind]["val_bpb"] < 4.5
-    assert measured[kind]["canary_bits"] > 8.9  # log2 of 511 is 8.997
+def test_honest_models_are_measured(honest: dict[str, dict], kind: str) -> None:
+    assert 1.5 < honest[kind]["val_bpb"] < 4.5
+    assert honest[kind]["canary_bits"] > 8.9  # log2 of 511 is 8.997
 
 
 @pytest.mark.parametrize("kind", NOT_CAUSAL)
-def test_a_model_that_sees_later_tokens_is_refused(measured: dict[str, dict], kind: str) -> None:
-    assert "not causal" in measured[kind]["violation"]
+def test_a_model_that_sees_later_tokens_is_refused(not_causal: dict[str, dict], kind: str) -> None:
+    assert "not causal" in not_causal[kind]["violation"]
 
 
 @pytest.mark.parametrize("kind", NOT_BY_ITSELF)
-def test_a_model_that_mixes_rows_is_refused(measured: dict[str, dict], kind: str) -> None:
-    assert "other rows of its batch or on earlier batches" in measured[kind]["violation"]
+def test_a_model_that_mixes_rows_is_refused(not_by_itself: dict[str, dict], kind: str) -> None:
+    assert "other rows of its batch or on earlier batches" in not_by_itself[kind]["violation"]
 
 
 def test_a_leak_far_into_a_long_context_is_refused(tmp_path: Path, corpus: Path) -> None:
@@ -101,10 +111,10 @@ def evaluate_with(env: dict[str, str | Path], folder: Path, first_lines: str) ->
 
 
 def test_code_that_replaces_functions_changes_no_number(
-    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path
+    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path
 ) -> None:
-    honest = outcomes(short, "softmax")["softmax"]["val_bpb"]
-    assert honest == measured["softmax"]["val_bpb"]  # and evaluating is repeatable to the last digit
+    found = outcomes(short, "softmax")["softmax"]["val_bpb"]
+    assert found == honest["softmax"]["val_bpb"]  # evaluating is repeatable to the last digit
     patch = (
         "import json, sys, torch\n"
         "torch.logsumexp = lambda x, **k: x.sum(-1, keepdim=True) * 0\n"
@@ -114,13 +124,13 @@ def test_code_that_replaces_functions_changes_no_number(
     )
     done = evaluate_with(short, tmp_path, patch)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"val_bpb: {honest:.6f}" in done.stdout
+    assert f"val_bpb: {found:.6f}" in done.stdout
     assert "0.1\n" not in done.stdout
 
 
 @pytest.mark.parametrize("ending", ["import os\nos._exit(0)\n", "raise SystemExit(0)\n"])
 def test_code_that_prints_a_number_and_leaves_gets_none(
-    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path, ending: str
+    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path, ending: str
 ) -> None:
     done = evaluate_with(short, tmp_path, "print('val_bpb: 0.1', flush=True)\n" + ending)
     assert done.returncode == 1
@@ -129,7 +139,7 @@ def test_code_that_prints_a_number_and_leaves_gets_none(
 
 
 def test_violations_exit_with_3_and_say_why_last(
-    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path
+    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path
 ) -> None:
     peek = "import torch\n_roll = torch.Tensor.roll\n"
     code = "class Peek(Tiny):\n    def forward(self, tokens):\n        return super().forward(_roll(tokens, -1, 1))\n"
@@ -146,7 +156,7 @@ def test_violations_exit_with_3_and_say_why_last(
 
 
 def test_the_model_runs_behind_the_given_command(
-    short: dict[str, str | Path], measured: dict[str, dict], tmp_path: Path
+    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path
 ) -> None:
     outcomes(short, "softmax")
     seen = tmp_path / "seen"
