@@ -29,6 +29,14 @@ def appended(code: str) -> str:
     return TRAIN + "\n\n" + code + "\n"
 
 
+def after(sign: str, code: str) -> str:
+    """train.py with a line of code below the first line that holds `sign`, as deep as that one."""
+    lines = TRAIN.splitlines()
+    at = next(number for number, line in enumerate(lines) if sign in line)
+    indent = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+    return "\n".join([*lines[: at + 1], indent + code, *lines[at + 1 :]]) + "\n"
+
+
 def replaced(old: str, new: str) -> str:
     assert old in TRAIN, f"train.py no longer has {old!r}: bring this test up to date"
     return TRAIN.replace(old, new, 1)
@@ -43,16 +51,15 @@ DISHONEST = {
     "a seed by keyword": lambda: replaced("data.batches(BATCH_ROWS)", "data.batches(BATCH_ROWS, seed=5)"),
     "a seed constant": lambda: appended("SEED = 42"),
     "the budget in the environment": lambda: appended("import os\nos.environ['RESEARCH_BUDGET_SECONDS'] = '1e9'"),
-    "a longer budget": lambda: replaced(
-        "budget = prepare.Budget(data)", "budget = prepare.Budget(data)\n    budget.seconds *= 2"
-    ),
-    "the token count set back": lambda: replaced("steps += 1", "steps += 1\n        data.served = 0"),
-    "the clock set back": lambda: replaced("steps += 1", "steps += 1\n        budget.start()"),
-    "a budget of its own": lambda: replaced("budget = prepare.Budget(data)", "budget = Mine(data)"),
+    "a longer budget": lambda: after("prepare.Budget(", "budget.seconds *= 2"),
+    "the token count set back": lambda: after("steps += 1", "data.served = 0"),
+    "the clock set back": lambda: after("steps += 1", "budget.start()"),
+    "a budget of its own": lambda: replaced("prepare.Budget(", "Mine("),
+    "half the tokens counted": lambda: after("steps += 1", "used = budget.used(data.served // 2)"),
     "a subclass of the budget": lambda: appended(
         "class Mine(prepare.Budget):\n    def used(self):\n        return 0.0"
     ),
-    "setattr on the data": lambda: replaced("steps += 1", "steps += 1\n        setattr(data, 'served', 0)"),
+    "setattr on the data": lambda: after("steps += 1", "setattr(data, 'served', 0)"),
     "time stopped": lambda: appended("import time\ntime.monotonic = lambda: 0.0"),
     "torch patched": lambda: appended("F.cross_entropy = lambda *a, **k: torch.zeros(())"),
     "a method patched": lambda: appended("torch.Tensor.item = lambda self: 0.0"),
@@ -91,7 +98,7 @@ DISHONEST = {
 
 HONEST = {
     "a rate": lambda: replaced("MATRIX_LR = ", "MATRIX_LR = 2 * "),
-    "depth": lambda: replaced("DEPTH = 4", "DEPTH = 6"),
+    "depth": lambda: replaced("DEPTH = ", "DEPTH = 2 + "),
     "another optimizer": lambda: appended("def make(model):\n    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)"),
     "an option of torch": lambda: appended("torch.backends.cuda.matmul.allow_tf32 = True"),
     "an option of the compiler": lambda: appended("import torch._dynamo\ntorch._dynamo.config.cache_size_limit = 64"),
@@ -111,7 +118,7 @@ HONEST = {
     "division in a string": lambda: appended("print(f'{1}/{2} tokens/s')"),
     "a save in the output folder": lambda: appended("def save(m):\n    torch.save(m.state_dict(), os.path.join(prepare.OUTPUT, 'x.pt'))"),
     "a config object": lambda: appended("c = Config(1, 2)\nc.depth = 3"),
-    "a schedule by the budget": lambda: replaced("schedule(used)", "schedule(min(1.0, budget.used() * 1.02))"),
+    "a schedule by the budget": lambda: replaced("schedule(used)", "schedule(min(1.0, used * 1.02))"),
     "names as in the field": lambda: appended("valid = 1\nval_scale = 2.0\ntest_time = 3\nevaluate_every = 4"),
     "the slice of a module's tensor": lambda: appended("x = torch.zeros(3)\nx[0] = 1\nx.requires_grad = True"),
     "less code": lambda: TRAIN.replace("WARMUP = 0.0  # share of the budget in which the rate rises\n", "WARMUP = 0\n"),

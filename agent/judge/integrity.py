@@ -114,8 +114,15 @@ class _Reader:
                 self.names |= {a.asname or a.name: f"{node.module or ''}.{a.name}" for a in node.names}
         self.lent: set[str] = set()  # names of objects that a protected file made, like budget = prepare.Budget(data)
         for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call) and self.judging(node.value.func):
-                self.lent |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+            if not isinstance(node, ast.Assign):
+                continue
+            for target in node.targets:
+                pairs: list[tuple[ast.expr, ast.expr]] = [(target, node.value)]
+                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+                    pairs = list(zip(target.elts, node.value.elts, strict=False))
+                for name, value in pairs:
+                    if isinstance(name, ast.Name) and isinstance(value, ast.Call) and self.judging(value.func):
+                        self.lent.add(name.id)
         read = ("['RESEARCH_SEED']", ".get('RESEARCH_SEED', 0)", ".get('RESEARCH_SEED', '0')")
         self.own_seed = {"seed", "SEED", *(f"int(os.environ{text})" for text in read)}
         self.own_seed |= {f"{name}.SEED" for name in self.judges}
@@ -200,7 +207,11 @@ class _Reader:
         theirs = {*self.names, *self.lent}
         if name in ("setattr", "delattr", "vars") and node.args and self.root(node.args[0]) in theirs:
             yield "patch"
-        if (self.judging(node.func) and last == "Budget") or (last == "start" and self.root(node.func) in self.lent):
+        lent = self.root(node.func) in self.lent
+        counted = all(isinstance(a, ast.Attribute) and self.root(a) in self.lent for a in node.args)
+        if self.judging(node.func) and last in ("Budget", "run"):
+            yield "budget"
+        if lent and (last == "start" or (last == "used" and not counted)):
             yield "budget"
 
     def stored(self, targets: Iterable[ast.expr], value: ast.expr | None) -> Iterator[str]:
@@ -245,8 +256,8 @@ def implausible(effect: float, sigma: float, gains: Sequence[float]) -> str | No
         return None
     told = "3 times the largest gain so far"
     if few or threshold > 3 * largest:
-        told = f"{20 if few else 10} times the noise"
-    return f"a gain of {effect:.4g} is more than {told} ({threshold:.4g}): look for a leak before trusting it"
+        told = f"{20 if few else 10} times the noise between seeds"
+    return f"a gain of {effect:.4g} is more than {told} (over {threshold:.4g}): look for a leak before trusting it"
 
 
 def keys_of(environment: Mapping[str, str]) -> tuple[str, ...]:
