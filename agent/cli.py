@@ -42,9 +42,7 @@ def run(
     usd: Annotated[float | None, typer.Option(min=0, help="Never spend more on calls, in dollars.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="End when calls have used this many tokens.")] = None,
     plateau: Annotated[int | None, typer.Option(min=1, help="End after so many in a row without a keep.")] = None,
-    proposer: Annotated[
-        str, typer.Option(help="auto, anthropic, openai, command, search or replay.")
-    ] = "auto",
+    proposer: Annotated[str, typer.Option(help="auto, anthropic, openai, command, search or replay.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Model name for anthropic or openai.")] = None,
     base_url: Annotated[
         str | None, typer.Option(help="A compatible server: Ollama, vLLM, llama.cpp, OpenRouter, a proxy.")
@@ -53,9 +51,7 @@ def run(
         str | None, typer.Option(help="Program that reads the prompt and prints the reply, like 'claude -p'.")
     ] = None,
     replay: Annotated[Path | None, typer.Option(help="Folder or file of replies to run again, in order.")] = None,
-    budget: Annotated[
-        str | None, typer.Option(help="Training per trial: 20s, 5m, or 2M tokens within 60s.")
-    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Training per trial: 20s, 5m, or 2M tokens within 60s.")] = None,
     repo: Repo = Path("."),
     metric: Annotated[str | None, typer.Option(help="Contract: name of the metric, as printed.")] = None,
     direction: Annotated[str | None, typer.Option(help="Contract: minimize or maximize.")] = None,
@@ -144,8 +140,8 @@ def audit(
     try:
         measure_again(ledger, workspace, executor, program, pairs, ablate, prune, Terminal(workspace.home).say)
     except KeyboardInterrupt:
-        executor.stop(now=True)
-        raise Failure("the audit was interrupted; nothing of it is kept") from None
+        print("error: the audit was interrupted, and nothing of it is kept", file=sys.stderr)
+        os._exit(130)  # the trials end with this process
 
 
 @app.command()

@@ -68,9 +68,7 @@ class Ledger:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise Failure(
-                f"{home.name} is already being worked on by another loop: choose another --tag"
-            ) from None
+            raise Failure(f"{home.name} is already being worked on by another loop: choose another --tag") from None
         self.db = sqlite3.connect(self.path, isolation_level=None)
         self.db.execute("PRAGMA journal_mode=WAL")
         self.db.execute("PRAGMA synchronous=FULL")
@@ -138,9 +136,7 @@ class Ledger:
 
     def unanswered(self, number: int, turn: int) -> None:
         """The call failed without a reply: nothing was bought, so nothing stays set aside."""
-        self.db.execute(
-            "UPDATE calls SET reserved_usd = 0 WHERE experiment = ? AND turn = ?", (number, turn)
-        )
+        self.db.execute("UPDATE calls SET reserved_usd = 0 WHERE experiment = ? AND turn = ?", (number, turn))
 
     def restart(self) -> None:
         """Forget a baseline that does not run, so that the next start measures the corrected one."""
@@ -151,9 +147,7 @@ class Ledger:
 
     def proposed(self, number: int, proposal: Proposal, files: Mapping[str, str]) -> None:
         with self._transaction():
-            self._advance(
-                number, "proposed", proposal=proposal.model_dump_json(), files=json.dumps(dict(files))
-            )
+            self._advance(number, "proposed", proposal=proposal.model_dump_json(), files=json.dumps(dict(files)))
 
     def committed(self, number: int, commit: str) -> None:
         with self._transaction():
@@ -187,9 +181,7 @@ class Ledger:
     def tested(self, number: int, numbers: Mapping[str, float]) -> None:
         """Held-out figures of a kept commit; {} where they could not be had."""
         self.told.pop(number, None)
-        self.db.execute(
-            "UPDATE experiments SET test_numbers = ? WHERE number = ?", (json.dumps(dict(numbers)), number)
-        )
+        self.db.execute("UPDATE experiments SET test_numbers = ? WHERE number = ?", (json.dumps(dict(numbers)), number))
 
     def published(self, number: int, commit: str | None) -> None:
         self.told.pop(number, None)

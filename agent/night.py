@@ -24,7 +24,7 @@ from agent.propose.choose import banner, choose_proposer
 from agent.protocols import Executor, Request
 from agent.records import Turn
 from agent.report.terminal import Terminal
-from agent.run.gpu import find_device
+from agent.run.gpu import find_device, visible_gpus
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe
 from agent.run.process import reap
@@ -111,8 +111,19 @@ def equip(workspace: Workspace, ledger: Ledger, program: Program, sandbox: str, 
 
 def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
     """Try to break out of the sandbox. Raises Failure where anything succeeds."""
-    holdout = [workspace.root / Path(name).expanduser() for name in program.holdout]
-    if escapes := probe(sandbox, workspace.home, workspace.root, holdout=holdout, protected=program.protect):
+    data, holdout = ([workspace.root / Path(name).expanduser() for name in names]
+                     for names in (program.data, program.holdout))  # fmt: skip
+    slot = visible_gpus()[0].index if find_device() == "cuda" else None
+    escapes = probe(
+        sandbox,
+        workspace.home,
+        workspace.root,
+        data=[path for path in data if path.exists()],
+        holdout=holdout,
+        slot=slot,
+        protected=program.protect,
+    )
+    if escapes:
         raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
 
 

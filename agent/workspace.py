@@ -50,17 +50,26 @@ def open_repository(path: Path) -> git.Repo:
     try:
         repo = git.Repo(path, search_parent_directories=True)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError):
-        raise Failure(
-            f"{path} is not in a git repository: `git init`, commit train.py, and start again"
-        ) from None
+        raise Failure(f"{path} is not in a git repository: `git init`, commit train.py, and start again") from None
     if repo.bare:
-        raise Failure(
-            f"{path} is a bare repository: clone it and start there, since program.md is read from files"
-        )
+        raise Failure(f"{path} is a bare repository: clone it and start there, since program.md is read from files")
     if not repo.head.is_valid():
         raise Failure(f"{path} has no commit yet: commit train.py, and start again")
     repo.git.update_environment(**git_environment())
     return repo
+
+
+def write_blob(blob: Blob, folder: Path) -> None:
+    """One file or symlink of a commit, at its place below `folder`."""
+    target, data = folder / str(blob.path), blob.data_stream.read()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if stat.S_ISLNK(blob.mode):
+        inside = (target.parent / os.fsdecode(data)).resolve().is_relative_to(folder.resolve())
+        if inside and not os.path.isabs(os.fsdecode(data)):
+            target.symlink_to(os.fsdecode(data))
+    else:
+        target.write_bytes(data)
+        target.chmod(0o755 if blob.mode & 0o100 else 0o644)
 
 
 class Workspace:
@@ -73,23 +82,18 @@ class Workspace:
         self.repo = open_repository(path)
         self.root = Path(str(self.repo.working_dir))
         self.tag = tag
-        if (
-            not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag)
-            or tag.endswith((".lock", "."))
-            or ".." in tag
-        ):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag) or tag.endswith((".lock", ".")) or ".." in tag:
             raise Failure(f"{tag!r} can't name a branch: use letters, digits, dots and dashes in --tag")
         self.branch = f"refs/heads/research/{tag}"
         self.home = self.root / ".research" / tag
         checked_out = {line[7:] for line in self._git("worktree", "list", "--porcelain").splitlines()}
         if self.branch in checked_out:
-            raise Failure(
-                f"research/{tag} is checked out, and the loop moves it: check out another branch first"
-            )
+            raise Failure(f"research/{tag} is checked out, and the loop moves it: check out another branch first")
 
     def prepare_home(self) -> None:
         """Make .research/, which ignores itself, so that `git status` stays as the person left it."""
-        self.home.mkdir(parents=True, exist_ok=True)
+        self.home.parent.mkdir(mode=0o700, exist_ok=True)  # prompts and logs are nobody else's
+        self.home.mkdir(exist_ok=True)
         (self.home.parent / ".gitignore").write_text("*\n")
 
     @property
@@ -100,9 +104,7 @@ class Workspace:
         """Every path must be a plain file of the commit. Raises Failure."""
         for path in paths:
             if self._blob(commit, path) is None:
-                raise Failure(
-                    f"{path} is not a committed file of this repository: commit it, or correct program.md"
-                )
+                raise Failure(f"{path} is not a committed file of this repository: commit it, or correct program.md")
 
     def uncommitted(self, paths: Sequence[str]) -> list[str]:
         """Those of the paths whose text on disk is not what HEAD has; the loop does not see such changes."""
@@ -133,9 +135,7 @@ class Workspace:
             try:
                 texts[path] = (self.read_bytes(commit, path) or b"").decode("utf-8")
             except UnicodeDecodeError:
-                raise Failure(
-                    f"{path} is not UTF-8 text, so it can't be edited: leave it out of edit"
-                ) from None
+                raise Failure(f"{path} is not UTF-8 text, so it can't be edited: leave it out of edit") from None
         return texts
 
     def export(self, commit: str, folder: Path) -> None:
@@ -143,19 +143,11 @@ class Workspace:
 
         Symlinks that stay inside the tree are made; others, and submodules, are left out.
         """
-        for item in self.repo.commit(commit).tree.traverse():
-            if not isinstance(item, Blob):
-                continue
-            target = folder / str(item.path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            data = item.data_stream.read()
-            if stat.S_ISLNK(item.mode):
-                inside = (target.parent / os.fsdecode(data)).resolve().is_relative_to(folder.resolve())
-                if inside and not os.path.isabs(os.fsdecode(data)):
-                    target.symlink_to(os.fsdecode(data))
-            else:
-                target.write_bytes(data)
-                target.chmod(0o755 if item.mode & 0o100 else 0o644)
+        with git.Repo(self.root) as repo:  # its own git process: several trials may be exported at once
+            repo.git.update_environment(**git_environment())
+            for item in repo.commit(commit).tree.traverse():
+                if isinstance(item, Blob):
+                    write_blob(item, folder)
 
     def commit_files(self, parent: str, files: Mapping[str, str], message: str, when: float) -> str:
         """A commit on top of `parent` with these files changed; the same input gives the same sha.

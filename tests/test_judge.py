@@ -217,7 +217,7 @@ def test_the_nights_gain_counts_no_trial_that_selected():
 
 def test_the_simulated_nights_meet_what_is_promised():
     ran = subprocess.run(
-        [sys.executable, "-m", "bench.noise", "--nights", "40", "--reruns", "6"],
+        [sys.executable, "-m", "bench.noise", "--nights", "40"],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     found = json.loads(ran.stdout.splitlines()[-1])
@@ -228,10 +228,10 @@ def test_the_simulated_nights_meet_what_is_promised():
     assert found["worse_than_start"] <= 0.03, "480 nights: the standard error is 0.006"
 
 
-NOISY = """\
+NAPS = "".join(f"NAP_{number} = 1\n" for number in range(2, 17))
+NOISY = f"""\
 import os, random
-NAP = 1
-random.seed(int(os.environ["RESEARCH_SEED"]))
+{NAPS}random.seed(int(os.environ["RESEARCH_SEED"]))
 print("step 0 loss 3.0 0%", flush=True)
 print("loss:", 3.0 + random.gauss(0.0, 0.02))
 """
@@ -254,7 +254,7 @@ def test_a_night_of_changes_without_effect_keeps_almost_nothing(tmp_path: Path):
     for number in range(2, 17):
         (replies / f"{number:03}.txt").write_text(
             f"Hypothesis: Napping {number} times helps.\nCategory: hyperparameter\n\ntrain.py\n"
-            f"<<<<<<< SEARCH\nNAP = 1\n=======\nNAP = {number}\n>>>>>>> REPLACE\n"
+            f"<<<<<<< SEARCH\nNAP_{number} = 1\n=======\nNAP_{number} = {number}\n>>>>>>> REPLACE\n"
         )
     command = [sys.executable, "-m", "agent.loop", "--repo", str(root), "--tag", "night"]
     flags = ["--proposer", "replay", "--replay", str(replies), "--experiments", "15"]

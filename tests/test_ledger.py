@@ -47,7 +47,8 @@ class Night(RuleBasedStateMachine):
 
     @precondition(lambda self: self.states)
     @rule(
-        data=st.data(), step=st.sampled_from(["ask", "proposed", "committed", "running", "measured", "judged", "published"])
+        data=st.data(),
+        step=st.sampled_from(["ask", "proposed", "committed", "running", "measured", "judged", "published"]),
     )
     def step(self, data: st.DataObject, step: str) -> None:
         number = data.draw(st.sampled_from(sorted(self.states)))
@@ -112,7 +113,9 @@ def test_a_second_loop_is_refused_and_a_reader_is_not(tmp_path: Path):
         "try: Ledger(home)\n"
         "except Failure as failure: print(failure)\n"
     )
-    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path / "night")], capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "night")], capture_output=True, text=True, check=True
+    )
     count, refusal = ran.stdout.splitlines()
     assert count == "1"
     assert "already being worked on by another loop" in refusal

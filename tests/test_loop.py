@@ -93,7 +93,9 @@ STORY = [
     block("WIDTH = 8", "WIDTH = [][0]"),  # a slip: the traceback goes back
     block("WIDTH = 8", "WIDTH = [][1]"),  # again
     block("WIDTH = 8", "WIDTH = [][2]", "Lists are wide."),  # crash
-    block('print("loss:", (RATE - 0.1) ** 2 + 1 / WIDTH)', 'print("loss:", float("nan"))', "No number is small."),  # NaN
+    block(
+        'print("loss:", (RATE - 0.1) ** 2 + 1 / WIDTH)', 'print("loss:", float("nan"))', "No number is small."
+    ),  # NaN
     block("PAUSE = 0.0", "PAUSE = 1000.0", "Patience pays."),  # hang
     block("WIDTH = 8", "WIDTH = 16", "Wider is better."),  # keep
 ]
@@ -123,7 +125,13 @@ def test_a_night_with_a_model_gives_each_reply_its_own_verdict(project: Path, ap
     assert "nan" in rows[4]["reason"].lower() and rows[4]["loss"] == ""
     assert int(rows[1]["tokens"]) == 1200
     log = git(project, "log", "--format=%B", "main..research/night")
-    for trailer in ("Metric-Before: loss 0.285", "Metric-After: loss 0.165", "Experiment: 1", "Cost: ", f"Proposer: {api}"):
+    for trailer in (
+        "Metric-Before: loss 0.285",
+        "Metric-After: loss 0.165",
+        "Experiment: 1",
+        "Cost: ",
+        f"Proposer: {api}",
+    ):
         assert trailer in log
     assert git(project, "rev-list", "--count", "main..research/night") == "2"
     assert len(git(project, "for-each-ref", "refs/experiments/night").splitlines()) == 7

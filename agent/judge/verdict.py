@@ -22,11 +22,12 @@ def weigh(
     before: Mapping[str, str],
 ) -> Verdict | Rerun:
     """Judge an experiment whose trials all worked; `before`: the changed files as the incumbent has them."""
-    noise = Noise.of_night(finished)
+    noise = Noise.of_night([*finished, experiment])
     shorter = lines(experiment.files) < lines(before)
-    decision = decide(
-        program, worked(incumbent), worked(experiment), noise, shorter, baseline=incumbent.number == 0
-    )
+    decision = decide(program, worked(incumbent), worked(experiment), noise, shorter, baseline=incumbent.number == 0)
+    if isinstance(decision, Rerun) and decision.of == "incumbent" and incumbent.measurements[-1].outcome != "ok":
+        why = f"the incumbent's own rerun failed ({incumbent.measurements[-1].reason}), so the two can't be compared"
+        return Verdict(kind="discard", reason=why, metric=experiment.metrics[0], review=True)
     if isinstance(decision, Rerun) or not decision.kept or decision.effect is None:
         return decision
     gains = [e.verdict.effect for e in finished if e.verdict and e.verdict.kept and e.verdict.effect is not None]

@@ -15,6 +15,8 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
+from agent.judge.noise import Noise, gain
+from agent.judge.verdict import worked
 from agent.program import Program
 from agent.records import KEPT, Experiment, Measurement, Trial
 from agent.report.text import dollars, duration, number
@@ -132,8 +134,10 @@ def summary(experiments: Sequence[Experiment], program: Program, tag: str, notes
     name = program.metric.name
     table.add_row("baseline", f"{name} {number(baseline)}")
     if best and best.verdict and baseline is not None and best.verdict.metric is not None:
-        gain = program.metric.gain(baseline, best.verdict.metric)
-        table.add_row("best", f"{name} {number(best.verdict.metric)} (experiment {best.number}, {gain:.4g} better)")
+        table.add_row("best", f"{name} {number(best.verdict.metric)} (experiment {best.number})")
+        if claim := gain(program, worked(done[0]), worked(best), Noise.of_night(done)):
+            low, high = claim[1]
+            table.add_row("gain", f"{claim[0]:.4g}, 95% interval {low:.4g} .. {high:.4g}; `audit` measures it again")
     else:
         table.add_row("best", "the baseline: nothing was kept")
     table.add_row("kept", f"{len(kept)} of {sum(1 for e in done if e.number)}")
