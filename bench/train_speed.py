@@ -3,8 +3,7 @@
     python bench/train_speed.py --seconds 100 --seeds 0 1
     python bench/train_speed.py --seconds 60 -v "" -v "WIDTH=768" -v "BATCH_ROWS=64 MATRIX_LR=0.02"
 
-Each variant is train.py with some of its constants changed (of those assigned twice, the last, which is the GPU's),
-run as the loop would run it and evaluated by prepare.py. One JSON line a run on stdout, a Markdown table at the end.
+Each variant is train.py with some of its constants changed (of those assigned twice, the one for this machine), run as the loop would run it and evaluated by prepare.py. One JSON line a run on stdout, a Markdown table at the end.
 """
 
 from __future__ import annotations
@@ -21,19 +20,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"^(\w+): (.*)$", re.MULTILINE)
 
 
-def changed(source: str, variant: str) -> str:
-    """train.py with `NAME=value` pairs applied. Raises SystemExit for a name that is no constant there."""
+def changed(source: str, variant: str, cuda: bool) -> str:
+    """train.py with `NAME=value` pairs applied: the GPU's values are assigned after the CPU's. Raises SystemExit for
+    a name that is no constant there."""
     for pair in variant.split():
         name, value = pair.split("=", 1)
         found = list(re.finditer(rf"^( *{name}) = [^#\n]*?( *#.*)?$", source, re.MULTILINE))
         if not found:
             raise SystemExit(f"train.py has no constant {name}")
-        last = found[-1]
-        source = source[: last.start()] + f"{last[1]} = {value}" + source[last.end() :]
+        place = found[-1 if cuda else 0]
+        source = source[: place.start()] + f"{place[1]} = {value}" + source[place.end() :]
     return source
 
 
@@ -41,7 +43,7 @@ def run_one(variant: str, seed: int, budget: dict[str, str], evaluate: bool) -> 
     """Train and evaluate one variant; the numbers that both print."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(ROOT / "prepare.py", folder)
-        Path(folder, "train.py").write_text(changed((ROOT / "train.py").read_text(), variant))
+        Path(folder, "train.py").write_text(changed((ROOT / "train.py").read_text(), variant, torch.cuda.is_available()))
         env = os.environ | budget | {"RESEARCH_SEED": str(seed), "RESEARCH_OUTPUT": folder + "/out"}
         row: dict[str, object] = {"variant": variant or "as it is", "seed": seed}
         began = time.monotonic()
