@@ -3,7 +3,8 @@
     python bench/train_speed.py --seconds 100 --seeds 0 1
     python bench/train_speed.py --seconds 60 -v "" -v "WIDTH=768" -v "BATCH_ROWS=64 MATRIX_LR=0.02"
 
-Each variant is train.py with some of its constants changed (of those assigned twice, the one for this machine), run as the loop would run it and evaluated by prepare.py. One JSON line a run on stdout, a Markdown table at the end.
+Each variant is train.py with some of its constants changed (of those assigned twice, the one for this machine), run
+as the loop would run it and evaluated by prepare.py. One JSON line a run on stdout, a Markdown table at the end.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def run_one(variant: str, seed: int, budget: dict[str, str], evaluate: bool) -> 
     """Train and evaluate one variant; the numbers that both print."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copy(ROOT / "prepare.py", folder)
-        Path(folder, "train.py").write_text(changed((ROOT / "train.py").read_text(), variant, torch.cuda.is_available()))
+        source = changed((ROOT / "train.py").read_text(), variant, torch.cuda.is_available())
+        Path(folder, "train.py").write_text(source)
         env = os.environ | budget | {"RESEARCH_SEED": str(seed), "RESEARCH_OUTPUT": folder + "/out"}
         row: dict[str, object] = {"variant": variant or "as it is", "seed": seed}
         began = time.monotonic()
