@@ -285,10 +285,10 @@ def test_the_dollar_cap_is_never_passed_and_an_unknown_price_is_refused(project:
 def test_an_original_autoresearch_repository_runs_with_flags_alone(tmp_path: Path):
     """train.py prints `val_bpb:` in its summary, program.md has no front matter, prepare.py holds the budget."""
     files = {
-        "train.py": "from prepare import TIME_BUDGET\nDEPTH = 8\nprint('---')\nprint(f'val_bpb:          {8 / DEPTH:.6f}')\n"
-        "print('peak_vram_mb:     45060.2')\n",
+        "train.py": "from prepare import TIME_BUDGET\nDEPTH = 8\nprint('---')\n"
+        "print(f'val_bpb:          {8 / DEPTH:.6f}')\nprint('peak_vram_mb:     45060.2')\n",
         "prepare.py": "TIME_BUDGET = 300\n",
-        "program.md": "# autoresearch\nThis is an experiment to have the LLM do its own research on the training script.\n",
+        "program.md": "# autoresearch\nAn experiment to have the LLM do its own research on the training script.\n",
     }
     project = make_repository(tmp_path / "original", files)
     replies = write_replies(tmp_path / "replies", block("DEPTH = 8", "DEPTH = 10"))
