@@ -173,6 +173,8 @@ def _open(repo: Path, tag: str | None) -> tuple[Path, Ledger, Program]:
 
 def _summary(ledger: Ledger, program: Program, tag: str, console: Console) -> None:
     notes = [text for _, text in ledger.notes()[-5:]]
+    if ledger.get("sandbox") == "none":
+        notes.insert(0, "this night ran WITHOUT A SANDBOX: model-written code had all your rights")
     console.print()
     console.print(summary(ledger.experiments(), program, tag, notes))
 

@@ -208,6 +208,7 @@ def test_after_kill_9_in_a_trial_the_night_goes_on_and_nothing_is_lost_or_double
     process.wait()
     said = night(project, *flags, SLOW="0")
     assert kinds(project) == ["baseline", "keep", "keep"], said
+    assert ("WITHOUT A SANDBOX" in said) == bool(sandbox)
     assert [row["trials"] for row in results(project)][1:] == ["1", "1"]
     assert git(project, "rev-list", "--count", "main..research/night") == "2"
     assert strays(project) == []
