@@ -55,7 +55,7 @@ SEED = int(os.environ.get("RESEARCH_SEED") or 0)
 
 # What a model is measured on, by device: (vocabulary, context in tokens).
 SHAPE = {"cpu": (2048, 256), "cuda": (8192, 2048)}
-DEFAULT_TOKENS = 262_144  # on a CPU, where wall time is noise: about 15 s of training on two cores
+DEFAULT_TOKENS = 262_144  # on a CPU, where wall time is noise: about 20 s of training on two cores
 DEFAULT_SECONDS = 300.0  # on a GPU
 
 # Words keep a leading space or sign, numbers come in threes, a line's end takes the next line's indentation along.

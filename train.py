@@ -28,7 +28,7 @@ import prepare
 
 CUDA = torch.cuda.is_available()
 
-# Sizes for a trial of about 15 s on two CPU cores.
+# Sizes for a trial of about 20 s on two CPU cores.
 DEPTH = 2  # transformer blocks
 WIDTH = 128  # channels of the residual stream
 HEAD_SIZE = 64  # channels of an attention head; WIDTH is a multiple
