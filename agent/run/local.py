@@ -180,6 +180,8 @@ class LocalExecutor:
             except ValueError as error:
                 raise _Bad("crash", str(error)) from None
             job.found.update(outcome="ok", metric=metric)
+            if job.trial.experiment == 0:  # the program as the person wrote it: its further seeds need not compile
+                adopt_cache(job.output / "cache", self.home / "cache")
         except _Bad as bad:
             job.found.update(outcome=bad.outcome, reason=bad.reason)
             job.found.pop("text", None)
