@@ -334,7 +334,7 @@ class LocalExecutor:
         env = {name: os.environ[name] for name in named if name in os.environ}
         env |= {name: value for name, value in os.environ.items() if name.startswith("LC_")}
         if self.device == "cpu":
-            env = {"OMP_WAIT_POLICY": "PASSIVE"} | env  # threads that spin while they wait starve a shared CPU
+            env = {"GOMP_SPINCOUNT": "10000"} | env  # longer spinning while waiting starves a CPU that is shared
         if self.device == "cpu" and self.slots > 1:
             share = str(max(1, (os.cpu_count() or 1) // self.slots))
             env = {name: share for name in THREADS} | env
