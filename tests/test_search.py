@@ -164,7 +164,7 @@ def test_every_constant_is_tried_once_first_and_nothing_twice() -> None:
     assert len(set(tried)) == 40
     first = [min(set(values(TRAIN).items()) - set(values(text).items()))[0] for text in tried[:10]]
     assert len(set(first)) == 10
-    assert first[0] == "LR" and first[1] == "BATCH_SIZE"
+    assert first[:3] == ["LR", "WIDTH", "BATCH_SIZE"]
 
 
 def test_it_comes_down_to_a_better_loss() -> None:
