@@ -109,8 +109,9 @@ def last_line(log: Path) -> str:
 def experiments_table(experiments: Sequence[Experiment], program: Program) -> Table:
     """Every published experiment, a row each."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name, justify in (("#", "right"), ("verdict", "left"), (program.metric.name, "right"), ("effect", "right")):
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    columns = (("#", "right", 3), ("verdict", "left", 14), (program.metric.name, "right", 9), ("effect", "right", 10))
+    for name, justify, width in columns:
+        table.add_column(name, justify=justify, min_width=width, no_wrap=True)  # type: ignore[arg-type]
     table.add_column("what", overflow="ellipsis", no_wrap=True, ratio=1)
     for e in experiments:
         if e.verdict:
