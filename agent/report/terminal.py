@@ -112,7 +112,7 @@ def experiments_table(experiments: Sequence[Experiment], program: Program) -> Ta
     columns = (("#", "right", 3), ("verdict", "left", 14), (program.metric.name, "right", 9), ("effect", "right", 10))
     for name, justify, width in columns:
         table.add_column(name, justify=justify, min_width=width, no_wrap=True)  # type: ignore[arg-type]
-    table.add_column("what", overflow="ellipsis", no_wrap=True, ratio=1)
+    table.add_column("what")
     for e in experiments:
         if e.verdict:
             metric = e.verdict.metric if e.verdict.metric is not None else next(iter(e.metrics), None)
