@@ -16,7 +16,7 @@ test: setup
 
 lint: setup
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 attack: setup
 	$(BIN)/python -m bench.attack
