@@ -67,6 +67,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     empty = Request(number=1, system="", turns=(Turn(role="user", text=""),), program=program, files={}, history=())
     if flags.limits.usd is not None and proposer.most_usd(empty) is None:
         raise Failure(f"what {proposer.model or proposer.name} costs is not known: leave --usd out")
+    room = choose_sandbox(flags.sandbox, private=(workspace.root,))
     workspace.prepare_home()
     ledger = Ledger(workspace.home)
     terminal = Terminal(workspace.home)
@@ -75,7 +76,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     terminal.say(banner(proposer))
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         terminal.say(f"{path} has uncommitted changes: the night works on the committed version")
-    executor = equip(workspace, ledger, program, flags.sandbox, terminal)
+    executor = equip(workspace, ledger, program, room, terminal)
     return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal)
 
 
@@ -87,12 +88,12 @@ def reopen(repo: Path, tag: str | None, sandbox: str) -> tuple[Ledger, Workspace
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
     workspace, ledger = Workspace(root, home.name), Ledger(home)
     program = contract(ledger)
-    return ledger, workspace, equip(workspace, ledger, program, sandbox, Terminal(home)), program
+    room = choose_sandbox(sandbox, private=(root,))
+    return ledger, workspace, equip(workspace, ledger, program, room, Terminal(home)), program
 
 
-def equip(workspace: Workspace, ledger: Ledger, program: Program, sandbox: str, terminal: Terminal) -> Executor:
+def equip(workspace: Workspace, ledger: Ledger, program: Program, room: Sandbox, terminal: Terminal) -> Executor:
     """A sandbox that holds, the data, and an executor on them. Raises Failure where one of these is missing."""
-    room = choose_sandbox(sandbox, private=(workspace.root,))
     if ledger.get("sandbox", room.name) != room.name:
         ledger.note(f"the sandbox changed from {ledger.get('sandbox')} to {room.name}")
     ledger.set("sandbox", room.name)

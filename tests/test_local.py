@@ -180,7 +180,7 @@ def test_the_environment_is_an_allow_list(tmp_path, lab, monkeypatch):
     assert env["RESEARCH_BUDGET_TOKENS"] == "2000000" and Budget.parse("2M tokens").tokens == 2_000_000
     assert env["PATH"].startswith(str(Path(sys.executable).parent))
     allowed = {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "MY_FLAG", "PWD", "SHLVL"}
-    prefixes = ("LC_", "RESEARCH_", "PYTHON", "CUDA", "TORCH", "TRITON", "OMP_", "MKL_", "OPENBLAS_", "XDG_")
+    prefixes = ("LC_", "RESEARCH_", "PYTHON", "CUDA", "TORCH", "TRITON", "OMP_", "GOMP_", "MKL_", "OPENBLAS_", "XDG_")
     assert [k for k in env if k not in allowed and not k.startswith((*prefixes, "VIRTUAL_", "CONDA_", "LD_"))] == []
 
 

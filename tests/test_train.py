@@ -40,7 +40,7 @@ def test_it_learns_and_is_measured(env: Environment, tmp_path: Path) -> None:
     measured = run("prepare.py", "evaluate", **env | {"RESEARCH_OUTPUT": tmp_path})
     assert measured.returncode == 0, measured.stdout + measured.stderr
     untrained = 9.0 / 2.0  # log2 of 512 tokens, of two bytes or so each
-    assert 1.0 < summary(measured)["val_bpb"] < untrained - 1
+    assert 1.0 < summary(measured)["val_bpb"] < untrained - 0.5
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(env: Environment, tmp_path: Path) -> None:
