@@ -12,7 +12,7 @@ run: setup
 	$(BIN)/python -m agent.loop $(ARGS)
 
 test: setup
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 2
 
 lint: setup
 	$(BIN)/ruff check .
