@@ -355,7 +355,7 @@ def _own_address() -> str:
 
 
 def _add_kernel_key(name: str, secret: str) -> None:
-    """A key in this session's keyring; it ends with the session. See add_key(2)."""
+    """A key in the kernel's session keyring; see add_key(2)."""
     number = {"x86_64": 248, "aarch64": 217}[platform.machine()]
     session = -3
     ctypes.CDLL(None).syscall(number, b"user", name.encode(), secret.encode(), len(secret), session)
