@@ -7,8 +7,9 @@ summary. The loss that decides is measured afterwards by `python prepare.py eval
 
 Methods: pre-norm transformer with rotary positions (Su et al. 2021), QK-norm (Dehghani et al. 2023), squared ReLU (So
 et al. 2021), logit soft-cap (Gemma 2), value embeddings and per-layer residual scales (modded-nanogpt, nanochat),
-Muon (Jordan 2024) with Polar Express coefficients (Amsel et al. 2025) and per-neuron second moments (NorMuon, Li et
-al. 2025), AdamW for the rest.
+hashed embeddings of token pairs, copying from earlier runs of the same tokens (in the row, as the n-gram heads of
+Akyürek et al. 2024; in all text trained on, as infini-gram, Liu et al. 2024), Muon (Jordan 2024) with Polar Express
+coefficients (Amsel et al. 2025) and per-neuron second moments (NorMuon, Li et al. 2025), AdamW for the rest.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -27,34 +29,42 @@ from torch import Tensor, nn
 import prepare
 
 CUDA = torch.cuda.is_available()
+# The budget in tokens; where it is a time, about what an H100, or two CPU cores, get through at these sizes.
+TOKENS = prepare.budget_tokens() or (1_000_000 if CUDA else 10_000) * prepare.budget_seconds()
 
 # Sizes for a trial of about 20 s on two CPU cores.
 DEPTH = 2  # transformer blocks
 WIDTH = 128  # channels of the residual stream
 HEAD_SIZE = 64  # channels of an attention head; WIDTH is a multiple
 BATCH_ROWS = 16  # rows of a batch, each as long as the context that prepare.py sets
-GRAMS = 2  # the longest run of tokens with an embedding of its own
 GRAM_SLOTS = 16384  # rows of each table of hashed token pairs, triples...
+MEMORY_SLOTS = 1048576  # places in each memory; best more than there are tokens to train on
 LOGIT_CAP = 0.0  # logits are bent smoothly into plus or minus this; 0 leaves them alone and is cheaper
 MATRIX_LR = 0.03  # Muon's peak rate, for the blocks' matrices
+if not CUDA and TOKENS > 400_000:  # a minute or more
+    DEPTH = 4
+    WIDTH = 192
 
-if CUDA:  # Sizes for one to three minutes on an H100, and wider for more.
+if CUDA:  # Sizes for one or two minutes on an H100.
     DEPTH = 8
-    WIDTH = 512
+    WIDTH = 640
     HEAD_SIZE = 128
     BATCH_ROWS = 32
-    GRAMS = 3
     GRAM_SLOTS = 131072
+    MEMORY_SLOTS = 134217728
     LOGIT_CAP = 15.0
     MATRIX_LR = 0.045
-    if prepare.budget_seconds() > 180:
-        WIDTH = 768
-        MATRIX_LR = 0.035
+    if TOKENS > 180_000_000:  # three minutes or more
+        DEPTH = 10
+        WIDTH = 896
 
 # The model.
+GRAMS = 2  # the longest run of tokens with an embedding of its own
 MLP_RATIO = 4  # hidden channels of a block's MLP, in widths
 ROPE_BASE = 100000.0  # the longest rotary wavelength, in tokens over 2 pi
 QK_SCALE = 1.15  # queries and keys are unit vectors times this (times HEAD_SIZE ** 0.25)
+ROW_RUNS = (2, 5)  # recall what followed the last run of so many equal tokens in the row
+MEMORY_RUNS = (4, 8)  # and in all the rows trained on
 VALUE_EMBED_EVERY = 2  # every so many blocks the token's own value vector is added in attention
 
 # The optimizers. Rates are peaks; Muon's is above.
@@ -84,6 +94,9 @@ class Config:
     mlp_ratio: int = MLP_RATIO
     grams: int = GRAMS
     gram_slots: int = GRAM_SLOTS
+    row_runs: Sequence[int] = ROW_RUNS
+    memory_runs: Sequence[int] = MEMORY_RUNS
+    memory_slots: int = MEMORY_SLOTS
     value_embed_every: int = VALUE_EMBED_EVERY
     rope_base: float = ROPE_BASE
     qk_scale: float = QK_SCALE
@@ -144,12 +157,66 @@ class Block(nn.Module):
         return x + self.down(F.relu(self.up(norm(x))).square())
 
 
+class Recall(nn.Module):
+    """Which token followed, the last time that the tokens ran as they do here: in this row, or in any row trained on.
+
+    Weights can't learn much from a single look at a text; a memory can. Each maps the hash of a run of n tokens to
+    step << 44 | 24 further bits of the hash << 20 | the token that followed: the newest entry is the largest.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.row_runs, self.memory_runs, self.nothing = config.row_runs, config.memory_runs, config.vocab_size
+        self.memory: Tensor
+        self.since: Tensor
+        self.register_buffer("memory", torch.zeros(len(self.memory_runs), config.memory_slots, dtype=torch.int64))
+        # In a second pass over the text every answer would be there, and the model would learn to trust blindly. So
+        # while it trains, only what was written after this step counts: the last one of the pass before.
+        self.register_buffer("since", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def keys(self, tokens: Tensor) -> dict[int, Tensor]:
+        """n -> hashes (B, T) of the runs of n tokens that end at each position."""
+        key, keys = torch.zeros_like(tokens), {}
+        for n in range(1, max((0, *self.row_runs, *self.memory_runs)) + 1):
+            key = (key + 1) * 6364136223846793005 + F.pad(tokens, (n - 1, 0))[:, : tokens.size(1)] * 2862933555777941757
+            keys[n] = key ^ key >> 29
+        return keys
+
+    def forward(self, tokens: Tensor) -> list[Tensor]:
+        """Tokens (B, T) -> for each kind of run the token (B, T) that followed it; `nothing` where none is known."""
+        keys, place, found = self.keys(tokens), torch.arange(tokens.size(1), device=tokens.device), []
+        for n in self.row_runs:
+            same = (keys[n][:, :, None] == keys[n][:, None, :]) & (place < place[:, None])
+            last = torch.where(same, place, -1).amax(-1)
+            found.append(torch.where(last < 0, self.nothing, tokens.gather(1, last + 1)))
+        for n, memory in zip(self.memory_runs, self.memory, strict=True):
+            held = memory[keys[n] % len(memory)]
+            known = (held >> 20 & 0xFFFFFF == keys[n] >> 30 & 0xFFFFFF) & (held >> 44 > self.since)
+            found.append(torch.where(known, held & 0xFFFFF, self.nothing))
+        return found
+
+    @torch.no_grad()
+    def remember(self, tokens: Tensor, step: int) -> None:
+        """Write rows (B, T + 1) into the memories, once they have been trained on."""
+        keys = self.keys(tokens[:, :-1])
+        for n, memory in zip(self.memory_runs, self.memory, strict=True):
+            entry = (step << 44) + ((keys[n] >> 30 & 0xFFFFFF) << 20) + tokens[:, 1:]
+            memory.scatter_reduce_(0, (keys[n] % len(memory)).flatten(), entry.flatten(), "amax")
+
+
+ZEROS_AT_FIRST = ("out.weight", "down.weight", "head.weight", "trust.weight")
+
+
 class GPT(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.width)
         self.grams = nn.ModuleList(nn.Embedding(config.gram_slots, config.width) for _ in range(config.grams - 1))
+        self.recall = Recall(config)
+        kinds = len(config.row_runs) + len(config.memory_runs)
+        self.recalled = nn.ModuleList(nn.Embedding(config.vocab_size + 1, config.width) for _ in range(kinds))
+        self.trust = Linear(config.width, kinds)
         every = config.value_embed_every
         self.blocks = nn.ModuleList(Block(config, i % every == every - 1) for i in range(config.depth))
         self.head = Linear(config.width, config.vocab_size)
@@ -167,7 +234,7 @@ class GPT(nn.Module):
         self.cos.copy_(angle.cos())
         self.sin.copy_(angle.sin())
         for name, p in self.named_parameters():
-            if name.endswith(("out.weight", "down.weight", "head.weight")) or name.startswith("grams"):
+            if name.endswith(ZEROS_AT_FIRST) or name.startswith(("grams", "recalled")):
                 nn.init.zeros_(p)
             elif name.endswith("embed.weight"):
                 nn.init.normal_(p, std=1.0)
@@ -180,11 +247,18 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens (B, T) -> logits (B, T, vocab), float32."""
         x0, grams = self.enter(tokens)
+        recalled = self.recall(tokens)
+        for token, table in zip(recalled, self.recalled, strict=True):
+            grams = grams + table(token).to(x0.dtype)
         cos, sin = self.cos[: tokens.size(1)].to(x0.dtype), self.sin[: tokens.size(1)].to(x0.dtype)
         x, scales = x0, self.scales.to(x0.dtype)
         for i, block in enumerate(self.blocks):
             x = block(x, x0, grams, scales[i], tokens, cos, sin)
-        logits, cap = self.head(norm(x)).float(), self.config.logit_cap
+        x = norm(x)
+        for token, trust in zip(recalled, self.trust(x).unbind(-1), strict=True):  # towards the recalled token's logit
+            known = token < self.config.vocab_size
+            x = x + (trust * known)[..., None] * F.embedding(token * known, self.head.weight).to(x.dtype)
+        logits, cap = self.head(x).float(), self.config.logit_cap
         return cap * torch.tanh(logits / cap) if cap else logits
 
     def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -210,10 +284,9 @@ class GPT(nn.Module):
 
 
 def new_model(config: Config, device: str) -> GPT:
-    """A model with fresh weights, made on the device itself: that is seconds faster than filling it twice."""
-    with torch.device("meta"):
-        model = GPT(config)
-    return model.to_empty(device=device).initialize()
+    """A model with fresh weights."""
+    with torch.device(device):
+        return GPT(config).initialize()
 
 
 def load_model(path: str, device: str) -> GPT:
@@ -239,10 +312,10 @@ def orthogonalize(x: Tensor) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     tall = x.size(-2) > x.size(-1)
     if tall:
-        x = x.mT
+        x = x.mT.contiguous()
     for a, b, c in POLAR:
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x
 
 
@@ -285,12 +358,12 @@ def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
         if not name.endswith("embed.weight"):
             matrices.setdefault((3 if "qkv" in name else 1, *p.shape), []).append(p)
     muon = Muon(list(matrices.values()), [parts for parts, *_ in matrices])
-    grams = [table.weight for table in model.grams]
+    grams = [table.weight for table in (*model.grams, *model.recalled)]
     embeds = [p for name, p in model.named_parameters() if name.endswith("embed.weight")]
     groups = [
         {"params": embeds, "lr": EMBED_LR, "weight_decay": EMBED_DECAY},
         {"params": grams, "lr": GRAM_LR, "weight_decay": EMBED_DECAY},
-        {"params": [model.head.weight], "lr": HEAD_LR},
+        {"params": [model.head.weight, model.trust.weight], "lr": HEAD_LR},
         {"params": [model.scales], "lr": SCALAR_LR},
     ]
     adam = torch.optim.AdamW(groups, betas=(BETA1, BETA2), eps=1e-10, weight_decay=0.0, fused=True)
@@ -306,6 +379,73 @@ def schedule(used: float) -> float:
     return FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - used) / WARMDOWN)
 
 
+class Trainer:
+    """The model, its optimizers, and one step of training."""
+
+    def __init__(self, config: Config, device: str):
+        self.model = new_model(config, device)
+        self.muon, self.adam = make_optimizers(self.model)
+        self.loss_of = torch.compile(self.model.loss, dynamic=False) if CUDA else self.model.loss
+        self.steps = 0
+
+    def compile(self, batch: Tensor) -> None:
+        """Take the time of compiling before the budget's clock runs, on made-up rows and without leaving a trace."""
+        self.step(batch, 0.0, remember=False)  # a rate of 0 leaves the weights, and the optimizers start afresh
+        self.muon, self.adam = make_optimizers(self.model)
+        self.steps = 0
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+
+    def step(self, batch: Tensor, share: float, remember: bool = True) -> Tensor:
+        """One update from rows (B, T + 1), at `share` of the peak rates; the loss before it."""
+        loss = self.loss_of(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        for group in self.adam.param_groups:
+            group["lr"] = group["peak"] * share
+        self.muon.step(MATRIX_LR * share, WEIGHT_DECAY * share)
+        self.adam.step()
+        self.model.zero_grad(set_to_none=True)
+        self.steps += 1
+        if remember:
+            self.model.recall.remember(batch, self.steps)
+        return loss.detach()
+
+
+def train(trainer: Trainer, data: prepare.TrainData, budget: prepare.Budget) -> tuple[float, float, float]:
+    """Train until the budget is used. The smoothed loss at the end, the seconds it took, and those before it."""
+    batches, smooth, shown, read, passes = data.batches(BATCH_ROWS), math.log(data.vocab_size), 0.0, 0, 0
+    in_flight: list[tuple[Tensor, torch.cuda.Event]] = []
+    startup = budget.start()
+    print(f"step 0 | loss {smooth:.4f} | 0.0%", flush=True)
+    while (used := budget.used(data.served)) < 1.0:
+        tokens = torch.from_numpy(next(batches))
+        if data.passes > passes:
+            passes = data.passes
+            trainer.model.recall.since.fill_(trainer.steps)
+        if not CUDA:
+            loss = trainer.step(tokens, schedule(used))
+        else:  # the losses are read two steps late, so that the GPU never waits for this loop
+            late = trainer.step(tokens.pin_memory().to("cuda", non_blocking=True), schedule(used))
+            in_flight.append((late.to("cpu", non_blocking=True), torch.cuda.Event()))
+            in_flight[-1][1].record()
+            if len(in_flight) < 3:
+                continue
+            loss, arrived = in_flight.pop(0)
+            arrived.synchronize()
+        read += 1
+        if not math.isfinite(loss.item()):
+            raise SystemExit(f"the loss is {loss.item()} at step {read}")
+        smooth += 0.1 * (loss.item() - smooth)
+        if budget.elapsed - shown > 0.5:
+            shown = budget.elapsed
+            speed = data.served / shown / 1000
+            share = 100 * budget.used(data.served)
+            print(f"step {read} | loss {smooth:.4f} | {share:.1f}% | {speed:.0f}k tok/s", flush=True)
+    if CUDA:
+        torch.cuda.synchronize()
+    return smooth, budget.elapsed, startup
+
+
 def main() -> None:
     device = "cuda" if CUDA else "cpu"
     torch.manual_seed(prepare.SEED)
@@ -315,69 +455,24 @@ def main() -> None:
         torch.backends.cuda.enable_flash_sdp(not torch.backends.cuda.cudnn_sdp_enabled())
     data, budget = prepare.TrainData(), prepare.Budget()
     config = Config(data.vocab_size, data.context)
-    model = new_model(config, device)
-    muon, adam = make_optimizers(model)
-    loss_of = torch.compile(model.loss, dynamic=False) if CUDA else model.loss
-
-    def step(batch: Tensor, share: float) -> Tensor:
-        """One update at `share` of the peak rates; the loss before it."""
-        loss = loss_of(batch[:, :-1], batch[:, 1:])
-        loss.backward()
-        for group in adam.param_groups:
-            group["lr"] = group["peak"] * share
-        muon.step(MATRIX_LR * share, WEIGHT_DECAY * share)
-        adam.step()
-        model.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    if CUDA:  # compile on made-up data: a rate of 0 leaves the weights, and the optimizers start afresh
-        step(torch.randint(data.vocab_size, (BATCH_ROWS, data.context + 1), device=device), 0.0)
-        muon, adam = make_optimizers(model)
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-
-    batches, steps, smooth, shown = data.batches(BATCH_ROWS), 0, math.log(data.vocab_size), 0.0
-    in_flight: list[tuple[Tensor, torch.cuda.Event]] = []
-    startup = budget.start()
-    print(f"step 0 | loss {smooth:.4f} | 0.0%", flush=True)
-    while (used := budget.used(data.served)) < 1.0:
-        tokens = torch.from_numpy(next(batches))
-        if not CUDA:
-            loss = step(tokens, schedule(used))
-        else:  # the losses are read two steps late, so that the GPU never waits for this loop
-            late = step(tokens.pin_memory().to(device, non_blocking=True), schedule(used))
-            in_flight.append((late.to("cpu", non_blocking=True), torch.cuda.Event()))
-            in_flight[-1][1].record()
-            if len(in_flight) < 3:
-                steps += 1
-                continue
-            loss, arrived = in_flight.pop(0)
-            arrived.synchronize()
-        steps += 1
-        if not math.isfinite(loss.item()):
-            raise SystemExit(f"the loss is {loss.item()} at step {steps}")
-        smooth += 0.1 * (loss.item() - smooth)
-        if budget.elapsed - shown > 0.5:
-            shown = budget.elapsed
-            speed = data.served / shown / 1000
-            share = 100 * budget.used(data.served)
-            print(f"step {steps} | loss {smooth:.4f} | {share:.1f}% | {speed:.0f}k tok/s", flush=True)
+    trainer = Trainer(config, device)
     if CUDA:
-        torch.cuda.synchronize()
-    seconds = budget.elapsed
+        trainer.compile(torch.randint(data.vocab_size, (BATCH_ROWS, data.context + 1), device=device))
+    smooth, seconds, startup = train(trainer, data, budget)
     os.makedirs(prepare.OUTPUT, exist_ok=True)
-    save_file(model.state_dict(), prepare.CHECKPOINT, metadata={"config": json.dumps(asdict(config))})
+    weights = trainer.model.state_dict()
+    save_file(weights, prepare.CHECKPOINT, metadata={"config": json.dumps(asdict(config))})
     # 989e12: dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet.
-    mfu = model.flops_per_token() * data.served / seconds / 989e12 if CUDA else 0.0
+    mfu = trainer.model.flops_per_token() * data.served / seconds / 989e12 if CUDA else 0.0
     print("---")
     print(f"startup_seconds: {startup:.1f}")
     print(f"training_seconds: {seconds:.1f}")
     print(f"train_loss: {smooth:.4f}")
     print(f"peak_vram_mb: {torch.cuda.max_memory_allocated() / 1e6 if CUDA else 0:.1f}")
     print(f"mfu_percent: {100 * mfu:.2f}")
-    print(f"num_steps: {steps}")
+    print(f"num_steps: {trainer.steps}")
     print(f"total_tokens: {data.served}")
-    print(f"num_params: {sum(p.numel() for p in model.parameters())}")
+    print(f"num_params: {sum(p.numel() for p in trainer.model.parameters())}")
 
 
 if __name__ == "__main__":

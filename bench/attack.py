@@ -367,12 +367,12 @@ class Leaks:
     def __init__(self, folder: Path, sandbox: Sandbox, stack: contextlib.ExitStack):
         self.home, cache, corpus = folder / ".research" / "leaks", folder / "cache", folder / "corpus"
         corpus.mkdir()
-        self.prepare = shutil.copy(ROOT / "prepare.py", folder)  # as it is now, for all trials
+        self.protected = [shutil.copy(ROOT / name, folder) for name in ("prepare.py", "evaluation.py")]
         for number, text in enumerate(_texts()):
             (corpus / f"{number}.txt").write_text(text)
         os.environ["OVERNIGHT_CACHE"] = str(cache)
         stack.callback(os.environ.pop, "OVERNIGHT_CACHE", None)
-        prepare = [sys.executable, self.prepare, "--source", str(corpus), "--vocab-size", "512"]
+        prepare = [sys.executable, self.protected[0], "--source", str(corpus), "--vocab-size", "512"]
         prepare += ["--context", "64"]  # more rows, and so more probes, of as much text
         ran = subprocess.run(prepare, capture_output=True, text=True)
         if ran.returncode:
@@ -412,7 +412,8 @@ class Leaks:
         return self.executor.submit(trial, self.program).result(timeout=300)
 
     def _export(self, commit: str, folder: Path) -> None:
-        shutil.copy(self.prepare, folder)
+        for path in self.protected:
+            shutil.copy(path, folder)
         shutil.copy(ATTACKS / "leaks" / "honest.py", folder)
         (folder / "train.py").write_text(self.texts[commit])
 

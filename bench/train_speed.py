@@ -3,8 +3,8 @@
     python bench/train_speed.py --seconds 100 --seeds 0 1
     python bench/train_speed.py --seconds 60 -v "" -v "WIDTH=768" -v "BATCH_ROWS=64 MATRIX_LR=0.02"
 
-Each variant is train.py with some of its constants changed (of those assigned twice, the one for this machine), run
-as the loop would run it and evaluated by prepare.py. One JSON line a run on stdout, a Markdown table at the end.
+Each variant is train.py with some of its constants changed, run as the loop would run it and evaluated by prepare.py.
+Prints a Markdown table, and as the last line one JSON object with every number of every run.
 """
 
 from __future__ import annotations
@@ -21,30 +21,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
 ROOT = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"^(\w+): (.*)$", re.MULTILINE)
 
 
-def changed(source: str, variant: str, cuda: bool) -> str:
-    """train.py with `NAME=value` pairs applied: the GPU's values are assigned after the CPU's. Raises SystemExit for
-    a name that is no constant there."""
+def changed(source: str, variant: str) -> str:
+    """train.py with `NAME=value` pairs applied, wherever the name is assigned. Raises SystemExit for a name that is
+    no constant there."""
     for pair in variant.split():
         name, value = pair.split("=", 1)
-        found = list(re.finditer(rf"^( *{name}) = [^#\n]*?( *#.*)?$", source, re.MULTILINE))
-        if not found:
+        source, count = re.subn(rf"^( *{name}) = [^#\n]*?( *#.*)?$", rf"\1 = {value}", source, flags=re.MULTILINE)
+        if not count:
             raise SystemExit(f"train.py has no constant {name}")
-        place = found[-1 if cuda else 0]
-        source = source[: place.start()] + f"{place[1]} = {value}" + source[place.end() :]
     return source
 
 
 def run_one(variant: str, seed: int, budget: dict[str, str], evaluate: bool) -> dict[str, object]:
     """Train and evaluate one variant; the numbers that both print."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(ROOT / "prepare.py", folder)
-        source = changed((ROOT / "train.py").read_text(), variant, torch.cuda.is_available())
+        for name in ("prepare.py", "evaluation.py"):
+            shutil.copy(ROOT / name, folder)
+        source = changed((ROOT / "train.py").read_text(), variant)
         Path(folder, "train.py").write_text(source)
         env = os.environ | budget | {"RESEARCH_SEED": str(seed), "RESEARCH_OUTPUT": folder + "/out"}
         row: dict[str, object] = {"variant": variant or "as it is", "seed": seed}
@@ -75,16 +72,19 @@ def main() -> None:
     budget = {"RESEARCH_BUDGET_SECONDS": str(args.seconds)} if args.seconds else {}
     budget |= {"RESEARCH_BUDGET_TOKENS": str(args.tokens)} if args.tokens else {}
     jobs = [(variant, seed) for variant in args.variant or [""] for seed in args.seeds]
+    columns = ("variant", "seed", "val_bpb", "train_loss", "num_steps", "total_tokens", "training_seconds",
+               "mfu_percent", "startup_seconds", "peak_vram_mb", "evaluation_seconds")
+    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns), flush=True)
     rows = []
     with ThreadPoolExecutor(args.parallel) as pool:
         for row in pool.map(lambda job: run_one(job[0], job[1], budget, not args.no_evaluation), jobs):
             rows.append(row)
-            print(json.dumps(row), flush=True)
-    columns = ("variant", "seed", "val_bpb", "train_loss", "num_steps", "total_tokens", "training_seconds",
-               "mfu_percent", "startup_seconds", "peak_vram_mb", "evaluation_seconds")
-    print("| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
+            print("| " + " | ".join(str(row.get(c, "")) for c in columns) + " |", flush=True)
     for row in rows:
-        print("| " + " | ".join(str(row.get(c, "failed" if "failed" in row else "")) for c in columns) + " |")
+        if "failed" in row:
+            print(f"\n{row['variant']}, seed {row['seed']}, failed:\n{row['failed']}", file=sys.stderr)
+    print(json.dumps({"runs": rows}))
+    sys.exit(any("failed" in row for row in rows))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -102,11 +103,16 @@ def test_a_leak_far_into_a_long_context_is_refused(tmp_path: Path, corpus: Path)
     assert "val_bpb" in found["softmax"]
 
 
+def copy_protected(folder: Path) -> None:
+    for name in ("prepare.py", "evaluation.py"):
+        shutil.copy(ROOT / name, folder)
+
+
 def evaluate_with(env: dict[str, str | Path], folder: Path, first_lines: str) -> subprocess.CompletedProcess[str]:
     """The saved model, evaluated with `first_lines` run when its code is imported."""
     code = (LEAKS / "train.py").read_text().split("from __future__ import annotations\n", 1)[1]
     (folder / "train.py").write_text(first_lines + code)
-    (folder / "prepare.py").write_text((ROOT / "prepare.py").read_text())
+    copy_protected(folder)
     return run("prepare.py", "evaluate", cwd=folder, **env)
 
 
@@ -148,7 +154,7 @@ def test_violations_exit_with_3_and_say_why_last(
         peek + (LEAKS / "train.py").read_text().split("from __future__ import annotations\n", 1)[1]
         .replace("def load_model", code + "\n\ndef load_model").replace("model = Tiny(**json", "model = Peek(**json")
     )
-    (tmp_path / "prepare.py").write_text((ROOT / "prepare.py").read_text())
+    copy_protected(tmp_path)
     done = run("prepare.py", "evaluate", cwd=tmp_path, **short)
     assert done.returncode == 3
     assert done.stdout.splitlines()[-1].startswith("violation: not causal")

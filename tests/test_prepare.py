@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -11,11 +12,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import prepare
+from tests.hub import Hub
 from tests.test_evaluation import ROOT, run, write_corpus
 
 
@@ -118,6 +122,51 @@ def test_a_public_set_that_cannot_be_had_says_what_to_do(tmp_path: Path) -> None
     offline = {"HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9", "OVERNIGHT_CACHE": tmp_path}
     done = run("prepare.py", "--source", "tinystories", **offline)
     assert_refused(done, tmp_path, "pip install" if "needs" in done.stderr else "huggingface.co")
+
+
+def shards(corpus: Path) -> dict[str, bytes]:
+    """The corpus as TinyStories lies on the hub: Parquet files in data/, and others that are not to be read."""
+    texts = [path.read_text() for path in sorted(corpus.iterdir())]
+    files = {"README.md": b"about", "data/validation-0.parquet": b"not a Parquet file"}
+    for number in range(3):
+        buffer = io.BytesIO()
+        parquet.write_table(pyarrow.table({"text": texts[number::3]}), buffer)
+        files[f"data/train-{number}.parquet"] = buffer.getvalue()
+    return files
+
+
+def from_hub(hub: Hub, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    shape = ("--vocab-size", "400", "--context", "64")
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": folder / "hub", "OVERNIGHT_CACHE": folder / "cache"}
+    return run("prepare.py", "--source", "tinystories", *shape, *more, **env)
+
+
+def test_a_public_set_comes_from_the_hub(tmp_path: Path, corpus: Path) -> None:
+    with Hub(shards(corpus)) as hub:
+        found = values(from_hub(hub, tmp_path))
+        assert found["source"].startswith("tinystories-8")
+        assert sorted({name for name, _ in hub.fetched}) == [f"data/train-{n}.parquet" for n in range(3)]
+        part = values(from_hub(hub, tmp_path / "part", "--shards", "2"))
+        assert int(part["train_tokens"]) < int(found["train_tokens"])
+        asked = len(hub.fetched)
+        again = values(from_hub(hub, tmp_path))
+    assert again["data_hash"] == found["data_hash"]
+    assert len(hub.fetched) == asked  # what is prepared is not downloaded again
+
+
+def test_a_broken_download_goes_on_where_it_stopped(tmp_path: Path, corpus: Path) -> None:
+    files = shards(corpus)
+    with Hub(files) as hub:
+        whole = values(from_hub(hub, tmp_path / "whole"))
+    with Hub(files, broken={"data/train-1.parquet": 20}) as hub:
+        done = from_hub(hub, tmp_path)
+        assert_refused(done, tmp_path / "cache", "data/train-1.parquet", "run the same command again")
+        hub.broken.clear()
+        before = len(hub.fetched)
+        assert values(from_hub(hub, tmp_path))["data_hash"] == whole["data_hash"]
+    later = dict(hub.fetched[before:])
+    assert later["data/train-1.parquet"] > 0  # the rest of the file, not the whole
+    assert "data/train-0.parquet" not in later or later["data/train-0.parquet"] == 0
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, corpus: Path) -> None:

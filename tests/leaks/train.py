@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import evaluation
 import prepare
 
 WIDTH = 32
@@ -110,8 +111,8 @@ def main() -> None:
     for kind in sys.argv[1:]:
         train(kind)
         try:
-            outcome = prepare.evaluate("val", probe_seed=0)
-        except prepare.Violation as violation:
+            outcome = evaluation.evaluate("val", probe_seed=0)
+        except evaluation.Violation as violation:
             outcome = {"violation": str(violation)}
         print(json.dumps({"kind": kind, **outcome}), flush=True)
 
