@@ -318,6 +318,8 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
         checks = probe_model(prober, probe, targets, logp, batch, columns, device, rng)
         canary = check_canary(scorer, meta, batch, device, rng)
     finally:
+        for server in (scorer, prober):  # both at once: a process with much memory on a GPU takes a while to end
+            server.process.kill()
         scorer.close()
         prober.close()
     bits = float(costs[lengths > 0].sum(dtype=np.float64)) / math.log(2)

@@ -55,7 +55,6 @@ if CUDA:  # Sizes for one or two minutes on an H100.
     LOGIT_CAP = 15.0
     MATRIX_LR = 0.045
     if TOKENS > 180_000_000:  # three minutes or more
-        DEPTH = 10
         WIDTH = 896
 
 # The model.
