@@ -174,7 +174,7 @@ class Recall(nn.Module):
         self.register_buffer("since", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def keys(self, tokens: Tensor) -> dict[int, Tensor]:
-        """n -> hashes (B, T) of the runs of n tokens that end at each position."""
+        """n -> hashes (B, T) of the runs of n tokens that end at each position; a row is led by tokens of number 0."""
         key, keys = torch.zeros_like(tokens), {}
         for n in range(1, max((0, *self.row_runs, *self.memory_runs)) + 1):
             key = (key + 1) * 6364136223846793005 + F.pad(tokens, (n - 1, 0))[:, : tokens.size(1)] * 2862933555777941757

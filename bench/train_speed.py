@@ -39,7 +39,7 @@ def changed(source: str, variant: str) -> str:
 def run_one(variant: str, seed: int, budget: dict[str, str], evaluate: bool) -> dict[str, object]:
     """Train and evaluate one variant; the numbers that both print."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in ("prepare.py", "evaluation.py"):
+        for name in ("prepare.py", "corpus.py", "evaluation.py"):
             shutil.copy(ROOT / name, folder)
         source = changed((ROOT / "train.py").read_text(), variant)
         Path(folder, "train.py").write_text(source)

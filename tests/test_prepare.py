@@ -18,13 +18,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import corpus
 import prepare
 from tests.hub import Hub
 from tests.test_evaluation import ROOT, run, write_corpus
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "texts"
     write_corpus(folder, train_pieces=120)
     return folder
@@ -50,29 +51,29 @@ def assert_refused(done: subprocess.CompletedProcess[str], cache: Path, *words: 
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+def cache(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    values(build(folder, corpus))
+    values(build(folder, source))
     return folder
 
 
-def test_every_text_is_in_the_split_that_its_digest_names(cache: Path, corpus: Path) -> None:
+def test_every_text_is_in_the_split_that_its_digest_names(cache: Path, source: Path) -> None:
     meta = prepare.read_meta(cache / "train")
-    encoding = prepare.Tokenizer.load(cache / "train" / meta["key"] / "tokenizer.tiktoken").encoding()
+    encoding = corpus.Tokenizer.load(cache / "train" / meta["key"] / "tokenizer.tiktoken").encoding()
     for split, half in (("train", "train"), ("val", "heldout"), ("test", "heldout")):
         tokens = np.fromfile(cache / half / meta["key"] / f"{split}.bin", dtype=np.uint16)
         documents = np.split(tokens, np.flatnonzero(tokens == meta["bos"]))[1:]
         found = {encoding.decode(document.tolist()[1:]) for document in documents}
-        texts = [path.read_text() for path in corpus.iterdir()]
-        assert found == {t for t in texts if prepare.split_of(hashlib.sha1(t.encode()).digest()) == split}
+        texts = [path.read_text() for path in source.iterdir()]
+        assert found == {t for t in texts if corpus.split_of(hashlib.sha1(t.encode()).digest()) == split}
     assert not list((cache / "train").glob("*/val.bin")) and not list((cache / "train").glob("*/test.bin"))
 
 
-def test_the_same_source_has_the_same_hash_and_another_has_another(cache: Path, corpus: Path, tmp_path: Path) -> None:
-    again = values(build(cache, corpus))
-    elsewhere = values(build(tmp_path / "fresh", corpus))
+def test_the_same_source_has_the_same_hash_and_another_has_another(cache: Path, source: Path, tmp_path: Path) -> None:
+    again = values(build(cache, source))
+    elsewhere = values(build(tmp_path / "fresh", source))
     assert again["data_hash"] == elsewhere["data_hash"] == prepare.read_meta(cache / "train")["data_hash"]
-    smaller = values(build(tmp_path / "fresh", str(corpus / "[a-k]*")))
+    smaller = values(build(tmp_path / "fresh", str(source / "[a-k]*")))
     assert smaller["data_hash"] != again["data_hash"]
 
 
@@ -87,7 +88,7 @@ def test_byte_lengths_come_from_the_bytes_of_tokens(cache: Path) -> None:
 @pytest.fixture(scope="module")
 def encoding():
     text = (ROOT / "prepare.py").read_text()
-    return prepare.Tokenizer.train(iter([text]), 400).encoding()
+    return corpus.Tokenizer.train(iter([text]), 400).encoding()
 
 
 @given(st.text())
@@ -96,14 +97,14 @@ def test_any_text_survives_the_tokenizer(encoding, text: str) -> None:
 
 
 def test_the_embedded_corpus_is_the_standard_library() -> None:
-    files = prepare.python_files(with_packages=False)
+    files = corpus.python_files(with_packages=False)
     assert any(path.name == "argparse.py" for path in files)
     assert not any("site-packages" in path.parts for path in files)
-    assert any("numpy" in path.parts for path in prepare.python_files(with_packages=True))
+    assert any("numpy" in path.parts for path in corpus.python_files(with_packages=True))
 
 
-def test_jsonl_holds_a_document_a_line(tmp_path: Path, corpus: Path) -> None:
-    lines = [json.dumps({"text": path.read_text()}) for path in sorted(corpus.iterdir())]
+def test_jsonl_holds_a_document_a_line(tmp_path: Path, source: Path) -> None:
+    lines = [json.dumps({"text": path.read_text()}) for path in sorted(source.iterdir())]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     found = values(build(tmp_path / "cache", tmp_path / "texts.jsonl"))
     assert int(found["train_tokens"]) > 10_000
@@ -124,9 +125,9 @@ def test_a_public_set_that_cannot_be_had_says_what_to_do(tmp_path: Path) -> None
     assert_refused(done, tmp_path, "pip install" if "needs" in done.stderr else "huggingface.co")
 
 
-def shards(corpus: Path) -> dict[str, bytes]:
-    """The corpus as TinyStories lies on the hub: Parquet files in data/, and others that are not to be read."""
-    texts = [path.read_text() for path in sorted(corpus.iterdir())]
+def shards(source: Path) -> dict[str, bytes]:
+    """The texts as TinyStories lies on the hub: Parquet files in data/, and others that are not to be read."""
+    texts = [path.read_text() for path in sorted(source.iterdir())]
     files = {"README.md": b"about", "data/validation-0.parquet": b"not a Parquet file"}
     for number in range(3):
         buffer = io.BytesIO()
@@ -141,8 +142,8 @@ def from_hub(hub: Hub, folder: Path, *more: str) -> subprocess.CompletedProcess[
     return run("prepare.py", "--source", "tinystories", *shape, *more, **env)
 
 
-def test_a_public_set_comes_from_the_hub(tmp_path: Path, corpus: Path) -> None:
-    with Hub(shards(corpus)) as hub:
+def test_a_public_set_comes_from_the_hub(tmp_path: Path, source: Path) -> None:
+    with Hub(shards(source)) as hub:
         found = values(from_hub(hub, tmp_path))
         assert found["source"].startswith("tinystories-8")
         assert sorted({name for name, _ in hub.fetched}) == [f"data/train-{n}.parquet" for n in range(3)]
@@ -154,14 +155,14 @@ def test_a_public_set_comes_from_the_hub(tmp_path: Path, corpus: Path) -> None:
     assert len(hub.fetched) == asked  # what is prepared is not downloaded again
 
 
-def test_a_connection_that_breaks_once_is_made_again(tmp_path: Path, corpus: Path) -> None:
-    with Hub(shards(corpus), broken={"data/train-1.parquet": 1}) as hub:
+def test_a_connection_that_breaks_once_is_made_again(tmp_path: Path, source: Path) -> None:
+    with Hub(shards(source), broken={"data/train-1.parquet": 1}) as hub:
         values(from_hub(hub, tmp_path))
     assert [name for name, _ in hub.fetched].count("data/train-1.parquet") == 2
 
 
-def test_a_download_that_stopped_goes_on_when_asked_again(tmp_path: Path, corpus: Path) -> None:
-    files = shards(corpus)
+def test_a_download_that_stopped_goes_on_when_asked_again(tmp_path: Path, source: Path) -> None:
+    files = shards(source)
     with Hub(files) as hub:
         whole = values(from_hub(hub, tmp_path / "whole"))
     with Hub(files, broken={"data/train-1.parquet": 100}) as hub:
@@ -174,43 +175,43 @@ def test_a_download_that_stopped_goes_on_when_asked_again(tmp_path: Path, corpus
     assert not had & {name for name, _ in hub.fetched}  # what was whole is not fetched again
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, corpus: Path) -> None:
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, source: Path) -> None:
     """A limit on the size of files stands in for the disk: the error is of the same kind."""
-    command = f"ulimit -f 100; exec {sys.executable} prepare.py --source {corpus} --vocab-size 400 --context 64"
+    command = f"ulimit -f 100; exec {sys.executable} prepare.py --source {source} --vocab-size 400 --context 64"
     env = os.environ | {"OVERNIGHT_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True)
     assert_refused(done, tmp_path / "cache", "no space left")
     assert not list((tmp_path / "cache").glob("*/.partial-*"))
 
 
-def test_a_changed_cache_is_refused(tmp_path: Path, corpus: Path) -> None:
-    values(build(tmp_path, corpus))
+def test_a_changed_cache_is_refused(tmp_path: Path, source: Path) -> None:
+    values(build(tmp_path, source))
     with open(next(tmp_path.glob("heldout/*/val.bin")), "r+b") as file:
         file.write(b"\0\0")
-    done = build(tmp_path, corpus)
+    done = build(tmp_path, source)
     assert done.returncode == 2
     assert "changed since it was written" in done.stderr
 
 
 def test_a_broken_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
     texts = [f"def function_{n}(x):\n    return x + {n}\n" * 20 for n in range(300)]
-    tokenizer = prepare.Tokenizer.train(iter(texts), 300)
+    tokenizer = corpus.Tokenizer.train(iter(texts), 300)
     results = []
     for breaks in (False, True):
         folder = tmp_path / str(breaks)
         folder.mkdir()
-        builder = prepare.Builder(folder, tokenizer, heldout_bytes=1e9)
+        builder = corpus.Builder(folder, tokenizer, heldout_bytes=1e9)
         builder.add(iter(texts[:100]))
         builder.checkpoint(1)
         if breaks:
             builder.add(iter(texts[100:150]))  # written, but the process ends before the next checkpoint
             for out in builder.out.values():
                 out.close()
-            builder = prepare.Builder(folder, tokenizer, heldout_bytes=1e9)
+            builder = corpus.Builder(folder, tokenizer, heldout_bytes=1e9)
             assert builder.state["files"] == 1
         builder.add(iter(texts[100:]))
         builder.checkpoint(2)
-        results.append(prepare.content_hash(*(folder / name for name in prepare.Builder.FILES)))
+        results.append(corpus.content_hash(*(folder / name for name in corpus.Builder.FILES)))
     assert results[0] == results[1]
 
 

@@ -8,7 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+import train as training
 from tests.test_evaluation import ROOT, prepared, run, write_corpus
 
 Environment = dict[str, str | Path]
@@ -72,6 +76,64 @@ def test_without_data_it_says_what_to_run(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "python prepare.py" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+NOTHING = 50
+
+
+def recall(row_runs: tuple[int, ...] = (), memory_runs: tuple[int, ...] = ()) -> training.Recall:
+    shape = {"vocab_size": NOTHING, "context": 16, "memory_slots": 512}
+    return training.Recall(training.Config(**shape, row_runs=row_runs, memory_runs=memory_runs))
+
+
+def test_a_row_recalls_what_followed_the_same_run_before() -> None:
+    tokens = torch.tensor([[7, 8, 9, 1, 7, 8, 2, 7, 8]])
+    (found,) = recall(row_runs=(2,))(tokens)
+    assert found.tolist() == [[NOTHING] * 5 + [9] + [NOTHING] * 2 + [2]]  # the last time counts
+
+
+def test_memory_recalls_what_followed_in_rows_before() -> None:
+    memory, tokens = recall(memory_runs=(3,)), torch.tensor([[4, 7, 8, 9]])
+    assert memory(tokens)[0].tolist() == [[NOTHING] * 4]
+    memory.remember(torch.tensor([[1, 7, 8, 9, 11], [5, 5, 5, 5, 5]]), step=1)
+    assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [11]]
+    memory.remember(torch.tensor([[2, 7, 8, 9, 12]]), step=2)
+    assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [12]]  # the newest counts
+
+
+def test_while_training_again_on_a_text_its_memory_does_not_count() -> None:
+    """Else a second pass would find every answer in the memory, and learn that the memory is always right."""
+    memory, tokens = recall(memory_runs=(3,)), torch.tensor([[4, 7, 8, 9]])
+    row = torch.tensor([[1, 7, 8, 9, 11]])
+    memory.remember(row, step=5)
+    memory.since.fill_(5)  # the pass that step 5 belongs to has ended
+    assert memory(tokens)[0].tolist() == [[NOTHING] * 4]
+    memory.remember(row, step=6)
+    assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [11]]
+
+
+def test_the_second_pass_begins_with_nothing_that_counts(env: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = training.prepare.TrainData
+    monkeypatch.setattr(training.prepare, "TRAIN", Path(env["OVERNIGHT_CACHE"]) / "train")
+    monkeypatch.setenv("RESEARCH_BUDGET_TOKENS", "20480")
+    trainer = training.Trainer(training.Config(512, 128), "cpu")
+    served = data()
+    served.tokens = served.tokens[: 70 * 128]  # some 68 rows a pass: the fifth batch of 16 ends the first one
+    training.train(trainer, served, training.prepare.Budget())
+    steps = trainer.model.recall.memory[trainer.model.recall.memory > 0] >> 44
+    assert served.passes == 3 and trainer.steps == 10
+    assert trainer.model.recall.since == 8
+    assert steps.min() < 8 < steps.max()  # nothing is forgotten: the finished model makes use of it all
+
+
+@given(st.lists(st.integers(0, 3), min_size=2, max_size=16), st.data())
+def test_nothing_that_comes_later_is_recalled(row: list[int], data: st.DataObject) -> None:
+    at = data.draw(st.integers(1, len(row) - 1))
+    other = row[:at] + data.draw(st.lists(st.integers(0, 3), min_size=len(row) - at, max_size=len(row) - at))
+    memory = recall(row_runs=(1, 2), memory_runs=(2,))
+    memory.remember(torch.tensor([[0, 1, 2, 3, 0, 0, 1]]), step=1)
+    for one, two in zip(memory(torch.tensor([row])), memory(torch.tensor([other])), strict=True):
+        assert one[:, :at].tolist() == two[:, :at].tolist()
 
 
 def test_the_constants_at_the_top_are_plain_literals() -> None:
