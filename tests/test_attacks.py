@@ -15,7 +15,9 @@ from agent.judge.integrity import check_edit
 from agent.propose.edits import apply_edits, parse_reply
 from agent.records import Measurement
 from agent.run.sandbox import Bubblewrap, Room, Unsandboxed
-from bench.attack import ATTACKS, Arena, Leaks, arena, attacks, run_all
+from bench.arena import ATTACKS, Arena
+from bench.attack import arena, attacks, run_all
+from bench.leaks import Leaks
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,0 +1,89 @@
+"""Models that see what they must not, for bench.attack: scored by the real prepare.py on a little real text."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.errors import Failure
+from agent.program import load_program
+from agent.records import Measurement, Trial
+from agent.run.local import LocalExecutor
+from agent.run.sandbox import Sandbox
+from bench.arena import ATTACKS, Result, sentence
+
+ROOT = Path(__file__).parents[1]
+LEAK_SLOTS = 2
+TOO_GOOD = 0.003  # bits per byte by which an accepted leak would have to beat the honest model
+
+
+class Leaks:
+    """The real prepare.py on a little real text, against models that see what they must not."""
+
+    def __init__(self, folder: Path, sandbox: Sandbox, stack: contextlib.ExitStack):
+        self.home, cache, corpus = folder / ".research" / "leaks", folder / "cache", folder / "corpus"
+        corpus.mkdir()
+        self.protected = [shutil.copy(ROOT / name, folder) for name in ("prepare.py", "corpus.py", "evaluation.py")]
+        for number, text in enumerate(_texts()):
+            (corpus / f"{number}.txt").write_text(text)
+        os.environ["OVERNIGHT_CACHE"] = str(cache)
+        stack.callback(os.environ.pop, "OVERNIGHT_CACHE", None)
+        prepare = [sys.executable, self.protected[0], "--source", str(corpus), "--vocab-size", "512"]
+        prepare += ["--context", "64"]  # more rows, and so more probes, of as much text
+        ran = subprocess.run(prepare, capture_output=True, text=True)
+        if ran.returncode:
+            raise Failure(f"prepare.py can't prepare the text for the leaks: {ran.stderr[-300:]}")
+        self.program = load_program(
+            ROOT / "program.md",
+            {
+                "data": [str(cache / "train")],
+                "holdout": [str(cache / "heldout")],
+                "environment": ["OVERNIGHT_CACHE"],
+                "budget": "30s",
+            },
+        )
+        self.numbers, self.texts = itertools.count(1), {}
+        self.honest = (ATTACKS / "leaks" / "train.py").read_text()
+        self.executor = LocalExecutor(self.home, self._export, sandbox, "cpu", LEAK_SLOTS, root=folder)
+        self.score = self._run(self.honest)
+
+    def attack(self, path: Path) -> Result:
+        text = path.read_text()
+        result = Result(path.stem, sentence(text), "")
+        began = time.monotonic()
+        measurement = self._run(text)
+        result.seconds = time.monotonic() - began
+        result.outcome = f"{measurement.outcome}: {measurement.reason}" if measurement.reason else measurement.outcome
+        if measurement.metric is not None and measurement.metric < (self.score.metric or 0) - TOO_GOOD:
+            result.harm = [f"got {measurement.metric}; honest is {self.score.metric}"]
+        honest = self._run(self.honest)
+        if honest.metric != self.score.metric:
+            result.honest = f"{honest.outcome}: {honest.reason or honest.metric}"
+        return result
+
+    def _run(self, train: str) -> Measurement:
+        number = next(self.numbers)
+        self.texts[f"{number:040x}"] = train
+        trial = Trial(experiment=number, number=1, commit=f"{number:040x}", seed=1)
+        return self.executor.submit(trial, self.program).result(timeout=300)
+
+    def _export(self, commit: str, folder: Path) -> None:
+        for path in self.protected:
+            shutil.copy(path, folder)
+        shutil.copy(ATTACKS / "leaks" / "honest.py", folder)
+        (folder / "train.py").write_text(self.texts[commit])
+
+
+def _texts() -> Iterator[str]:
+    """The standard library's modules in pieces of 4,000 characters: real text of the same kind everywhere."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        yield from (text[at : at + 4000] for at in range(0, len(text), 4000))
