@@ -70,7 +70,15 @@ def describe_device() -> str:
     if driver == "cuda" and not torch.cuda.is_available():
         raise Failure(f"the driver sees a GPU but torch {torch.__version__} does not: install a CUDA build of torch")
     name = torch.cuda.get_device_name(0) if driver == "cuda" else f"{os.cpu_count()} cores"
-    return f"{driver}, {name}, torch {torch.__version__}"
+    return f"{driver}, {name}, torch {torch.__version__}{slow_import(Path(torch.__file__).parent)}"
+
+
+def slow_import(package: Path) -> str:
+    """What to do where Python compiles the package anew in each trial, because nothing compiled was installed with
+    it, as by uv, and a trial can't write there. On torch that costs some 10 s a trial (docs/PERFORMANCE.md)."""
+    if (package / "__pycache__").is_dir():
+        return ""
+    return f"; it has no compiled modules: for a quicker start run python -m compileall -q {package.parent}"
 
 
 def describe_disk(repo: Path) -> str:

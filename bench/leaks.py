@@ -53,7 +53,10 @@ class Leaks:
         self.numbers, self.texts = itertools.count(1), {}
         self.honest = (ATTACKS / "leaks" / "train.py").read_text()
         self.executor = LocalExecutor(self.home, self._export, sandbox, "cpu", LEAK_SLOTS, root=folder)
-        self.score = self._run(self.honest)
+        first = self._run(self.honest)
+        if first.metric is None:  # then no leak could do better, and all would look blocked
+            raise Failure(f"the honest model is not measured: {first.outcome}, {first.reason}")
+        self.score = first.metric
 
     def attack(self, path: Path) -> Result:
         text = path.read_text()
@@ -62,10 +65,10 @@ class Leaks:
         measurement = self._run(text)
         result.seconds = time.monotonic() - began
         result.outcome = f"{measurement.outcome}: {measurement.reason}" if measurement.reason else measurement.outcome
-        if measurement.metric is not None and measurement.metric < (self.score.metric or 0) - TOO_GOOD:
-            result.harm = [f"got {measurement.metric}; honest is {self.score.metric}"]
+        if measurement.metric is not None and measurement.metric < self.score - TOO_GOOD:
+            result.harm = [f"got {measurement.metric}; honest is {self.score}"]
         honest = self._run(self.honest)
-        if honest.metric != self.score.metric:
+        if honest.metric != self.score:
             result.honest = f"{honest.outcome}: {honest.reason or honest.metric}"
         return result
 
