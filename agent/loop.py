@@ -203,20 +203,22 @@ class Loop:
 
     def publish(self, experiment: Experiment) -> Waiting | None:
         """Keep: research/<tag> moves to the commit, under its final message. Reset: it stays where it is."""
-        verdict, commit = experiment.verdict, experiment.commit
+        verdict, commit, incumbent = experiment.verdict, experiment.commit, self.incumbent
         assert verdict is not None
         if verdict.kept and commit:
             if self.program.test and experiment.test_numbers is None:
                 trial = experiment.trials[-1]
                 return self.executor.test(trial, self.program), partial(self.tested, experiment.number)
             if experiment.number:
-                message = lab_note(experiment, self.incumbent, self.program)
+                message = lab_note(experiment, incumbent, self.program)
                 commit = self.workspace.commit_tree(commit, experiment.parent, message, experiment.created)
             self.workspace.advance(commit)
         if commit:
             self.workspace.pin(experiment.number, commit)
         self.ledger.published(experiment.number, commit)
         self.executor.forget(experiment.number, verdict.kept)
+        if incumbent:  # it may have been run again for this verdict
+            self.executor.forget(incumbent.number)
         write_results(self.workspace.home / "results.tsv", self.ledger.experiments(), self.program)
         self.terminal.published(self.ledger.experiment(experiment.number), self.program)
         return None

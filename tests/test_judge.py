@@ -262,6 +262,7 @@ def test_a_night_of_changes_without_effect_keeps_almost_nothing(tmp_path: Path):
     assert ran.returncode == 0, ran.stdout + ran.stderr
     with (root / ".research/night/results.tsv").open(newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert not list(root.glob(".research/night/outputs/*")), "the incumbent's reruns leave nothing behind either"
     kinds = [row["status"] for row in rows]
     assert kinds[0] == "baseline" and len(kinds) == 16
     assert set(kinds[1:]) <= {"keep", "discard"} and kinds.count("keep") <= 1

@@ -194,6 +194,14 @@ def test_the_test_split_is_scored_on_the_kept_output_until_it_is_forgotten(lab):
         lab.executor.test(trial, program).result(60)
 
 
+def test_of_several_trials_the_newest_output_is_kept(lab):
+    first = lab.trial(GOOD)
+    for number in range(3):
+        trial = first.model_copy(update={"number": number})
+        assert lab.executor.submit(trial, contract()).result(60).outcome == "ok"
+    assert [path.name for path in lab.home.glob("outputs/*")] == ["1-2"]
+
+
 def test_outputs_that_were_made_undeletable_are_deleted(lab):
     train = GOOD + "(output / 'a' / 'b').mkdir(parents=True); (output / 'a' / 'b').chmod(0); (output / 'a').chmod(0)"
     assert lab.run(train).outcome == "ok"

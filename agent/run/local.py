@@ -180,6 +180,8 @@ class LocalExecutor:
             except ValueError as error:
                 raise _Bad("crash", str(error)) from None
             job.found.update(outcome="ok", metric=metric)
+            for number in range(job.trial.number):  # the newest output is kept for the test, and checkpoints are large
+                _remove(self.home / "outputs" / f"{job.trial.experiment}-{number}")
             if job.trial.experiment == 0:  # the program as the person wrote it: its further seeds need not compile
                 adopt_cache(job.output / "cache", self.home / "cache")
         except _Bad as bad:
