@@ -160,7 +160,7 @@ class Recall(nn.Module):
     """Which token followed, the last time that the tokens ran as they do here: in this row, or in any row trained on.
 
     Weights can't learn much from a single look at a text; a memory can. Each maps the hash of a run of n tokens to
-    step << 44 | 24 further bits of the hash << 20 | the token that followed: the newest entry is the largest.
+    step << 32 | 12 further bits of the hash << 20 | the token that followed: the newest entry is the largest.
     """
 
     def __init__(self, config: Config):
@@ -189,17 +189,22 @@ class Recall(nn.Module):
             last = torch.where(same, place, -1).amax(-1)
             found.append(torch.where(last < 0, self.nothing, tokens.gather(1, last + 1)))
         for n, memory in zip(self.memory_runs, self.memory, strict=True):
-            held = memory[keys[n] % len(memory)]
-            known = (held >> 20 & 0xFFFFFF == keys[n] >> 30 & 0xFFFFFF) & (held >> 44 > self.since)
+            held = memory[keys[n] % len(memory)].long()
+            known = (held >> 20 & 0xFFF == self.check(keys[n])) & (held >> 32 > self.since)
             found.append(torch.where(known, held & 0xFFFFF, self.nothing))
         return found
+
+    @staticmethod
+    def check(key: Tensor) -> Tensor:
+        """12 bits of a hash that its place in the memory does not tell; never 0, which is an empty place."""
+        return key >> 40 & 0xFFF | 1
 
     @torch.no_grad()
     def remember(self, tokens: Tensor, step: int) -> None:
         """Write rows (B, T + 1) into the memories, once they have been trained on."""
         keys = self.keys(tokens[:, :-1])
         for n, memory in zip(self.memory_runs, self.memory, strict=True):
-            entry = (step << 44) + ((keys[n] >> 30 & 0xFFFFFF) << 20) + tokens[:, 1:]
+            entry = (step << 32) + (self.check(keys[n]) << 20) + tokens[:, 1:]
             memory.scatter_reduce_(0, (keys[n] % len(memory)).flatten(), entry.flatten(), "amax")
 
 
@@ -292,7 +297,8 @@ def load_model(path: str, device: str) -> GPT:
     """The saved model, ready to turn tokens (B, T) into logits (B, T, vocab). prepare.py calls this to evaluate."""
     with safe_open(path, framework="pt", device=device) as file:
         model = new_model(Config(**json.loads(file.metadata()["config"])), device)
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, assign=True)  # noqa: SIM118
+    model.recall.since.fill_(-2)  # all that is in the memory counts; the steps were not saved
     return model.eval()
 
 
@@ -460,6 +466,7 @@ def main() -> None:
     smooth, seconds, startup = train(trainer, data, budget)
     os.makedirs(prepare.OUTPUT, exist_ok=True)
     weights = trainer.model.state_dict()
+    weights["recall.memory"] = weights["recall.memory"].int()  # the lower half: without the steps
     save_file(weights, prepare.CHECKPOINT, metadata={"config": json.dumps(asdict(config))})
     # 989e12: dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet.
     mfu = trainer.model.flops_per_token() * data.served / seconds / 989e12 if CUDA else 0.0
