@@ -43,7 +43,9 @@ def run_one(variant: str, seed: int, budget: dict[str, str], evaluate: bool) -> 
             shutil.copy(ROOT / name, folder)
         source = changed((ROOT / "train.py").read_text(), variant)
         Path(folder, "train.py").write_text(source)
-        env = os.environ | budget | {"RESEARCH_SEED": str(seed), "RESEARCH_OUTPUT": folder + "/out"}
+        # GOMP_SPINCOUNT as in the loop: threads that spin for long while they wait starve a CPU that others use too
+        env = {"GOMP_SPINCOUNT": "10000"} | os.environ | budget
+        env |= {"RESEARCH_SEED": str(seed), "RESEARCH_OUTPUT": folder + "/out"}
         row: dict[str, object] = {"variant": variant or "as it is", "seed": seed}
         began = time.monotonic()
         for command in (["train.py"], ["prepare.py", "evaluate"])[: 2 if evaluate else 1]:
