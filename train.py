@@ -177,7 +177,7 @@ class Recall(nn.Module):
         """n -> hashes (B, T) of the runs of n tokens that end at each position; a row is led by tokens of number 0."""
         key, keys = torch.zeros_like(tokens), {}
         for n in range(1, max((0, *self.row_runs, *self.memory_runs)) + 1):
-            key = (key + 1) * 6364136223846793005 + F.pad(tokens, (n - 1, 0))[:, : tokens.size(1)] * 2862933555777941757
+            key = key * 6364136223846793005 + F.pad(tokens, (n - 1, 0))[:, : tokens.size(1)] * 2862933555777941757
             keys[n] = key ^ key >> 29
         return keys
 

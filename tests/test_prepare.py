@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 import corpus
 import prepare
 from tests.hub import Hub
-from tests.test_evaluation import ROOT, run, write_corpus
+from tests.test_evaluation import ROOT, copy_protected, run, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,30 @@ def test_the_same_source_has_the_same_hash_and_another_has_another(cache: Path, 
     assert again["data_hash"] == elsewhere["data_hash"] == prepare.read_meta(cache / "train")["data_hash"]
     smaller = values(build(tmp_path / "fresh", str(source / "[a-k]*")))
     assert smaller["data_hash"] != again["data_hash"]
+
+
+def test_a_text_that_is_there_twice_counts_once(cache: Path, source: Path, tmp_path: Path) -> None:
+    twice = tmp_path / "texts"
+    shutil.copytree(source, twice / "a")
+    shutil.copytree(source, twice / "b")
+    meta = prepare.read_meta(cache / "train")
+    assert values(build(tmp_path / "cache", twice))["train_tokens"] == str(meta["tokens"]["train"])
+
+
+def test_held_out_text_is_bounded(tmp_path: Path) -> None:
+    texts = [f"text number {number} of some length\n" * 10 for number in range(2000)]
+    tokenizer = corpus.Tokenizer.train(iter(texts[:50]), 300)
+    builder = corpus.Builder(tmp_path, tokenizer, heldout_bytes=2000)
+    builder.add(iter(texts))
+    for split in ("val", "test"):
+        assert 2000 <= builder.state["bytes"][split] < 2000 + max(map(len, texts))
+
+
+def test_a_module_that_lies_beside_is_not_taken_for_pythons_own(tmp_path: Path) -> None:
+    copy_protected(tmp_path)
+    (tmp_path / "json.py").write_text("raise SystemExit('mine')\n")
+    done = run("prepare.py", "evaluate", cwd=tmp_path, OVERNIGHT_CACHE=tmp_path)
+    assert done.returncode == 2 and "no data under" in done.stderr
 
 
 def test_byte_lengths_come_from_the_bytes_of_tokens(cache: Path) -> None:

@@ -7,6 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -81,8 +82,8 @@ def test_without_data_it_says_what_to_run(tmp_path: Path) -> None:
 NOTHING = 50
 
 
-def recall(row_runs: tuple[int, ...] = (), memory_runs: tuple[int, ...] = ()) -> training.Recall:
-    shape = {"vocab_size": NOTHING, "context": 16, "memory_slots": 512}
+def recall(row_runs: tuple[int, ...] = (), memory_runs: tuple[int, ...] = (), slots: int = 512) -> training.Recall:
+    shape = {"vocab_size": NOTHING, "context": 16, "memory_slots": slots}
     return training.Recall(training.Config(**shape, row_runs=row_runs, memory_runs=memory_runs))
 
 
@@ -101,6 +102,12 @@ def test_memory_recalls_what_followed_in_rows_before() -> None:
     assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [12]]  # the newest counts
 
 
+def test_another_run_in_the_same_place_is_not_mistaken() -> None:
+    memory = recall(memory_runs=(3,), slots=1)
+    memory.remember(torch.tensor([[1, 7, 8, 9, 11]]), step=1)  # only the last run of the row fits
+    assert memory(torch.tensor([[4, 8, 7, 9]]))[0].tolist() == [[NOTHING] * 4]
+
+
 def test_while_training_again_on_a_text_its_memory_does_not_count() -> None:
     """Else a second pass would find every answer in the memory, and learn that the memory is always right."""
     memory, tokens = recall(memory_runs=(3,)), torch.tensor([[4, 7, 8, 9]])
@@ -112,18 +119,55 @@ def test_while_training_again_on_a_text_its_memory_does_not_count() -> None:
     assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [11]]
 
 
-def test_the_second_pass_begins_with_nothing_that_counts(env: Environment, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = training.prepare.TrainData
+@pytest.fixture
+def served(env: Environment, monkeypatch: pytest.MonkeyPatch) -> training.prepare.TrainData:
     monkeypatch.setattr(training.prepare, "TRAIN", Path(env["OVERNIGHT_CACHE"]) / "train")
     monkeypatch.setenv("RESEARCH_BUDGET_TOKENS", "20480")
+    return training.prepare.TrainData()
+
+
+def test_the_second_pass_begins_with_nothing_that_counts(served: training.prepare.TrainData) -> None:
     trainer = training.Trainer(training.Config(512, 128), "cpu")
-    served = data()
     served.tokens = served.tokens[: 70 * 128]  # some 68 rows a pass: the fifth batch of 16 ends the first one
     training.train(trainer, served, training.prepare.Budget())
     steps = trainer.model.recall.memory[trainer.model.recall.memory > 0] >> 32
     assert served.passes == 3 and trainer.steps == 10
     assert trainer.model.recall.since == 8
     assert steps.min() < 8 < steps.max()  # nothing is forgotten: the finished model makes use of it all
+
+
+def test_what_is_recalled_has_its_say_in_two_ways(served: training.prepare.TrainData) -> None:
+    """As an embedding that the blocks see, and as a nudge towards the recalled token's logit."""
+    trainer = training.Trainer(training.Config(512, 128), "cpu")
+    training.train(trainer, served, training.prepare.Budget())
+    model, tokens = trainer.model, torch.from_numpy(next(served.batches(2)))[:, :-1]
+    for left_out in [model.trust], model.recalled:
+        weights = [layer.weight.clone() for layer in left_out]
+        with torch.no_grad():
+            before = model(tokens)
+            for layer in left_out:
+                layer.weight.zero_()
+            assert not torch.equal(before, model(tokens))
+            for layer, weight in zip(left_out, weights, strict=True):
+                layer.weight.copy_(weight)
+
+
+def test_warming_up_leaves_no_trace(served: training.prepare.TrainData) -> None:
+    trainer = training.Trainer(training.Config(512, 128), "cpu")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    trainer.step(torch.from_numpy(next(served.batches(4))), 0.0, remember=False)
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+
+
+def test_each_pass_serves_every_row_once_in_an_order_of_its_own(served: training.prepare.TrainData) -> None:
+    served.tokens = np.arange(40 * 128)
+    batches, passes = served.batches(1), []
+    for _ in range(2):
+        passes.append([int(next(batches)[0, 0]) for _ in range(39)])
+    for starts in passes:
+        assert len({start // 128 for start in starts}) == 39  # no row twice
+        assert starts != sorted(starts)
+    assert [start // 128 for start in passes[0]] != [start // 128 for start in passes[1]]
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=16), st.data())
