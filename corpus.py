@@ -16,6 +16,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import sysconfig
@@ -65,7 +66,8 @@ def local_files(source: str) -> list[Path]:
     """The files of a folder (recursively) or of a glob pattern, sorted. Raises UserError when there are none."""
     path = Path(source).expanduser()
     found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    files = [p for p in sorted(found) if p.is_file() and not p.name.startswith(".")]
+    shown = path if path.is_dir() else path.parent  # what lies in hidden folders below it is left out
+    files = [p for p in sorted(found) if p.is_file() and not re.search(r"(^|/)\.[^./]", os.path.relpath(p, shown))]
     if not files:
         raise UserError(f"--source {source}: no such set ({', '.join(['python', *HUB])}), and no files there")
     return files
@@ -118,7 +120,7 @@ def read_documents(file: Path, column: str, shortest: int) -> Iterator[str]:
                 except (ValueError, KeyError, TypeError) as error:
                     raise UserError(f"{file}:{number}: not a JSON object with a {column!r} field") from error
                 if isinstance(text, str) and len(text) >= shortest:
-                    yield text
+                    yield text.encode(errors="replace").decode()  # JSON can hold half a surrogate pair
     else:
         with contextlib.suppress(UnicodeDecodeError, PermissionError, FileNotFoundError):
             text = file.read_bytes().decode("utf-8")
@@ -142,7 +144,14 @@ class Source:
     heldout_bytes: float = HELDOUT_BYTES
 
     def texts(self, file: Any) -> Iterator[str]:
-        return read_documents(self.fetch(file), self.column, self.shortest)
+        """The texts of one file. Raises UserError where it is not what its name says."""
+        path = self.fetch(file)
+        try:
+            yield from read_documents(path, self.column, self.shortest)
+        except (OSError, ValueError, TypeError, AttributeError) as error:  # of the kinds that pyarrow raises
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            raise UserError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
 
 
 def source_key(name: str, device: str, shards: int) -> str:
@@ -257,8 +266,11 @@ class Builder:
         self.heldout_bytes = heldout_bytes
         self.folder, self.tokenizer, self.encoding = folder, tokenizer, tokenizer.encoding()
         self.dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-        state = folder / "state.json"
-        self.state = json.loads(state.read_text()) if state.exists() else {"files": 0, "bytes": {}, "sizes": {}}
+        self.state = {"files": 0, "bytes": {}, "sizes": {}}
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            state = json.loads((folder / "state.json").read_text())
+            if all((folder / name).stat().st_size >= size for name, size in state["sizes"].items()):
+                self.state = state  # else something was lost, as in a power cut, and all is made anew
         self.out = {}
         for name in self.FILES:
             self.out[name] = open(folder / name, "ab")  # noqa: SIM115
@@ -317,7 +329,7 @@ def content_hash(*files: Path) -> str:
 
 def build(source: Source, key: str, vocab_size: int, context: int) -> dict[str, Any]:
     """Make the cache folders of `source`; returns the meta data. Renaming is the last step."""
-    aside = TRAIN / f".partial-{key}"
+    aside = CACHE / f".partial-{key}"  # not below TRAIN: it holds the held-out text too
     aside.mkdir(parents=True, exist_ok=True)
     ranks = aside / "tokenizer.tiktoken"
     if not ranks.exists():
@@ -350,6 +362,7 @@ def publish(aside: Path, key: str, builder: Builder, context: int) -> dict[str, 
         "bytes": builder.state["bytes"],
     }
     names = ("tokenizer.tiktoken", "train.bin", "val.bin", "test.bin")
+    (aside / "state.json").unlink()  # from here on there is nothing to go on with
     meta["data_hash"] = hashlib.sha256(
         (content_hash(*(aside / n for n in names)) + str(context)).encode()
     ).hexdigest()
@@ -359,8 +372,7 @@ def publish(aside: Path, key: str, builder: Builder, context: int) -> dict[str, 
     for split in ("val", "test"):
         shutil.move(aside / f"{split}.bin", heldout_aside / f"{split}.bin")
     np.save(heldout_aside / "byte_lengths.npy", tokenizer.byte_lengths())
-    for name in ("seen.bin", "state.json"):
-        (aside / name).unlink()
+    (aside / "seen.bin").unlink()
     for folder, final in ((heldout_aside, HELDOUT / key), (aside, TRAIN / key)):
         (folder / "meta.json").write_text(json.dumps(meta, indent=1))
         shutil.rmtree(final, ignore_errors=True)
@@ -401,7 +413,7 @@ def prepare(source_name: str, vocab_size: int | None, context: int | None, shard
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            shutil.rmtree(TRAIN / f".partial-{key}", ignore_errors=True)
+            shutil.rmtree(CACHE / f".partial-{key}", ignore_errors=True)
             shutil.rmtree(HELDOUT / f".partial-{key}", ignore_errors=True)
             raise UserError(f"no space left under {CACHE}: free some, or set OVERNIGHT_CACHE") from error
         for root in (TRAIN, HELDOUT):

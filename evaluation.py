@@ -192,11 +192,11 @@ def heldout_rows(meta: dict[str, Any], split: str) -> tuple[np.ndarray, np.ndarr
     return np.lib.stride_tricks.sliding_window_view(tokens, context + 1)[::context].copy(), lengths
 
 
-def score(server: ModelServer, inputs: np.ndarray, targets: np.ndarray, batch: int, columns: Any,
+def score(server: ModelServer, inputs: np.ndarray, targets: np.ndarray, bos: int, batch: int, columns: Any,
           device: str) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets (N, T) -> costs (N, T) in nats and log-probabilities (N, T, K + 1).
 
-    Raises Violation where a cost is not finite.
+    Raises Violation where a cost is not finite. The start of a document, `bos`, is no text and may cost anything.
     """
     import torch
 
@@ -207,8 +207,8 @@ def score(server: ModelServer, inputs: np.ndarray, targets: np.ndarray, batch: i
         costs.append(cost.cpu().numpy())
         picked.append(logp.cpu().numpy())
     result = np.concatenate(costs)
-    if not np.isfinite(result).all():
-        raise Violation(f"{np.count_nonzero(~np.isfinite(result))} of {result.size} losses are not finite")
+    if bad := np.count_nonzero(~np.isfinite(result) & (targets != bos)):
+        raise Violation(f"{bad} of {result.size} losses are not finite")
     return result, np.concatenate(picked)
 
 
@@ -240,8 +240,14 @@ def plan_probe(inputs: np.ndarray, most: int, rng: np.random.Generator) -> Probe
     return Probe(rows, np.where(np.arange(context) < at[:, None], inputs[rows], inputs[donors]), at, spliced)
 
 
-def probe_model(server: ModelServer, probe: Probe, targets: np.ndarray, logp: np.ndarray, batch: int, columns: Any,
-                device: str, rng: np.random.Generator) -> dict[str, float]:
+def apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """one - other; 0 where both are the same infinity, and infinity where either is no number, as 'no' is no 'yes'."""
+    with np.errstate(invalid="ignore"):
+        return np.nan_to_num(np.where(one == other, 0.0, one - other), nan=np.inf)
+
+
+def probe_model(server: ModelServer, probe: Probe, targets: np.ndarray, logp: np.ndarray, bos: int, batch: int,
+                columns: Any, device: str, rng: np.random.Generator) -> dict[str, float]:
     """Show a fresh process the rows of `probe` in another order, so among other neighbours, and compare the
     log-probabilities before each splice with those of the scoring process, `logp` (N, T, K + 1).
 
@@ -251,13 +257,13 @@ def probe_model(server: ModelServer, probe: Probe, targets: np.ndarray, logp: np
     """
     shuffled = rng.permutation(len(probe.rows))
     rows, at = probe.rows[shuffled], probe.at[shuffled]
-    _, found = score(server, probe.inputs[shuffled], targets[rows], batch, columns, device)
+    _, found = score(server, probe.inputs[shuffled], targets[rows], bos, batch, columns, device)
     before = np.arange(targets.shape[1]) < at[:, None]
-    difference = np.where(before, np.abs(found - logp[rows]).max(axis=-1), 0.0)
+    difference = np.where(before, np.abs(apart(found, logp[rows])).max(axis=-1), 0.0)
     is_spliced = shuffled < probe.spliced
     spliced, repeated = difference[is_spliced], difference[~is_spliced]
     edge = np.flatnonzero(is_spliced), at[is_spliced] - 1
-    gain = logp[rows][edge][:, 0] - found[edge][:, 0]  # of having the true next token among the inputs
+    gain = apart(logp[rows][edge][:, 0], found[edge][:, 0])  # of having the true next token among the inputs
     rms, peak, bias = TOLERANCE[LOGITS_DTYPE[device]]
     if repeated.max() > peak or np.sqrt(np.mean(repeated**2)) > rms:
         raise Violation(f"the prediction for a row depends on the other rows of its batch or on earlier batches "
@@ -279,7 +285,7 @@ def check_canary(server: ModelServer, meta: dict[str, Any], batch: int, device: 
     kinds = meta["vocab_size"] - 1  # every token but the start of a document, the last id
     tokens = rng.integers(0, kinds, size=(CANARIES, meta["context"] + 1))
     no_columns = torch.zeros(0, dtype=torch.long, device=device)
-    costs, _ = score(server, tokens[:, :-1], tokens[:, 1:], batch, no_columns, device)
+    costs, _ = score(server, tokens[:, :-1], tokens[:, 1:], meta["bos"], batch, no_columns, device)
     bits, expected = costs / math.log(2), 2 * costs.size / kinds
     if bits.mean() < math.log2(kinds) - 0.02 - 4 * bits.std() / math.sqrt(bits.size):
         raise Violation(f"random tokens cost {bits.mean():.3f} bits each, less than is possible "
@@ -313,9 +319,9 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
         columns = torch.from_numpy(rng.integers(0, meta["vocab_size"], size=COLUMNS)).to(device)
         for server in (scorer, prober):
             server.open((batch, meta["context"], meta["vocab_size"]), device)
-        costs, logp = score(scorer, inputs, targets, batch, columns, device)
+        costs, logp = score(scorer, inputs, targets, meta["bos"], batch, columns, device)
         probe = plan_probe(inputs, PROBES[device], rng)
-        checks = probe_model(prober, probe, targets, logp, batch, columns, device, rng)
+        checks = probe_model(prober, probe, targets, logp, meta["bos"], batch, columns, device, rng)
         canary = check_canary(scorer, meta, batch, device, rng)
     finally:
         for server in (scorer, prober):  # both at once: a process with much memory on a GPU takes a while to end

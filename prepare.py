@@ -17,9 +17,9 @@ from __future__ import annotations
 import os
 import sys
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+HERE = os.path.dirname(os.path.realpath(__file__))
 if __name__ == "__main__":  # a json.py that appears beside this file must not become our json
-    sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") not in (HERE, os.getcwd())]
+    sys.path[:] = [p for p in sys.path if os.path.realpath(p or ".") not in (HERE, os.getcwd())]
     sys.modules["prepare"] = sys.modules["__main__"]  # what corpus.py and evaluation.py import is this very module
 
 import argparse
@@ -162,6 +162,9 @@ def main() -> None:
     evaluation.add_argument("--probe-seed", type=int, help="repeat the checks of an earlier evaluation")
     commands.add_parser("serve").add_argument("descriptors", type=int, nargs=3)
     args = parser.parse_args()
+    for name, least in (("vocab_size", 257), ("context", 2), ("shards", 1)):
+        if (value := getattr(args, name)) is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: at least {least} is needed")
     if args.command == "serve":
         beside("evaluation").serve(*args.descriptors)
     elif args.command == "evaluate":
@@ -180,12 +183,15 @@ def beside(name: str) -> Any:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main`; what the person can put right is said in one line, exit code 2."""
+    """Call `main`; what the person can put right is said in one line, exit code 2; Ctrl-C is no traceback."""
     try:
         main()
     except UserError as error:
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{os.path.basename(sys.argv[0])}: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ GRAM_SLOTS = 16384  # rows of each table of hashed token pairs, triples...
 MEMORY_SLOTS = 1048576  # places in each memory; best more than there are tokens to train on
 LOGIT_CAP = 0.0  # logits are bent smoothly into plus or minus this; 0 leaves them alone and is cheaper
 MATRIX_LR = 0.03  # Muon's peak rate, for the blocks' matrices
-if not CUDA and TOKENS > 400_000:  # a minute or more
+if not CUDA and TOKENS > 400_000:  # more than 40 s
     DEPTH = 4
     WIDTH = 192
 
@@ -54,7 +54,7 @@ if CUDA:  # Sizes for one or two minutes on an H100.
     MEMORY_SLOTS = 134217728
     LOGIT_CAP = 15.0
     MATRIX_LR = 0.045
-    if TOKENS > 180_000_000:  # three minutes or more
+    if TOKENS > 180_000_000:  # more than three minutes
         WIDTH = 896
 
 # The model.
@@ -160,17 +160,18 @@ class Recall(nn.Module):
     """Which token followed, the last time that the tokens ran as they do here: in this row, or in any row trained on.
 
     Weights can't learn much from a single look at a text; a memory can. Each maps the hash of a run of n tokens to
-    step << 32 | 12 further bits of the hash << 20 | the token that followed: the newest entry is the largest.
+    step << 32 | 11 further bits of the hash, and a 1 << 20 | the token that followed: the newest entry is the largest.
     """
 
     def __init__(self, config: Config):
         super().__init__()
+        assert config.vocab_size < 1 << 20, "an entry has 20 bits for the token"
         self.row_runs, self.memory_runs, self.nothing = config.row_runs, config.memory_runs, config.vocab_size
         self.memory: Tensor
         self.since: Tensor
         self.register_buffer("memory", torch.zeros(len(self.memory_runs), config.memory_slots, dtype=torch.int64))
         # In a second pass over the text every answer would be there, and the model would learn to trust blindly. So
-        # while it trains, only what was written after this step counts: the last one of the pass before.
+        # while it trains, only what was written after this step counts: the first one of the pass.
         self.register_buffer("since", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def keys(self, tokens: Tensor) -> dict[int, Tensor]:
@@ -196,7 +197,7 @@ class Recall(nn.Module):
 
     @staticmethod
     def check(key: Tensor) -> Tensor:
-        """12 bits of a hash that its place in the memory does not tell; never 0, which is an empty place."""
+        """11 bits of a hash that its place in the memory does not tell, and a 1: 0 is an empty place."""
         return key >> 40 & 0xFFF | 1
 
     @torch.no_grad()
@@ -398,8 +399,9 @@ class Trainer:
         self.step(batch, 0.0, remember=False)  # a rate of 0 leaves the weights, and the optimizers start afresh
         self.muon, self.adam = make_optimizers(self.model)
         self.steps = 0
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
+        if CUDA:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
 
     def step(self, batch: Tensor, share: float, remember: bool = True) -> Tensor:
         """One update from rows (B, T + 1), at `share` of the peak rates; the loss before it."""
@@ -426,7 +428,7 @@ def train(trainer: Trainer, data: prepare.TrainData, budget: prepare.Budget) -> 
         tokens = torch.from_numpy(next(batches))
         if data.passes > passes:
             passes = data.passes
-            trainer.model.recall.since.fill_(trainer.steps)
+            trainer.model.recall.since.fill_(trainer.steps + 1)  # this batch may still hold rows of the old pass
         if not CUDA:
             loss = trainer.step(tokens, schedule(used))
         else:  # the losses are read two steps late, so that the GPU never waits for this loop

@@ -157,6 +157,8 @@ class Loop:
             commit=experiment.commit,
             seed=1000 * experiment.number + number + 1,
         )
+        if number:  # of several trials the newest output is enough for the test; checkpoints can be large
+            self.executor.forget(experiment.number)
         self.ledger.running(trial)
         self.terminal.training(experiment, trial)
         return self.executor.submit(trial, self.program), partial(

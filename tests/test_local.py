@@ -100,7 +100,7 @@ def test_a_trial_is_measured_by_the_evaluation(lab):
     assert (got.outcome, got.reason, got.metric) == ("ok", "", 0.75)
     assert got.numbers == {"peak_vram_mb": 2048, "num_steps": 2, "tokens": 100}
     assert got.curve == ((0.0, 4.0), (0.5, 2.0))
-    assert got.startup_seconds > 0 and got.training_seconds > 0 and got.evaluation_seconds > 0
+    assert got.startup_seconds > 0 and got.training_seconds >= 0 and got.evaluation_seconds > 0
     assert got.peak_memory_gb is not None and got.peak_memory_gb >= 2
     assert "working" in got.log_tail and "step 1" in got.log_tail
     assert "step 1" in (lab.home / "logs" / "1-0.log").read_text()
@@ -192,14 +192,6 @@ def test_the_test_split_is_scored_on_the_kept_output_until_it_is_forgotten(lab):
     assert not list(lab.home.glob("outputs/*"))
     with pytest.raises(Failure, match="no output to test"):
         lab.executor.test(trial, program).result(60)
-
-
-def test_of_several_trials_the_newest_output_is_kept(lab):
-    first = lab.trial(GOOD)
-    for number in range(3):
-        trial = first.model_copy(update={"number": number})
-        assert lab.executor.submit(trial, contract()).result(60).outcome == "ok"
-    assert [path.name for path in lab.home.glob("outputs/*")] == ["1-2"]
 
 
 def test_outputs_that_were_made_undeletable_are_deleted(lab):

@@ -200,13 +200,34 @@ def test_a_download_that_stopped_goes_on_when_asked_again(tmp_path: Path, source
     assert not had & {name for name, _ in hub.fetched}  # what was whole is not fetched again
 
 
+def test_flags_that_make_no_sense_are_said_in_a_line(tmp_path: Path) -> None:
+    for flag, value in (("--vocab-size", "0"), ("--context", "-5"), ("--shards", "0")):
+        done = run("prepare.py", flag, value, OVERNIGHT_CACHE=tmp_path)
+        assert_refused(done, tmp_path, flag, value, "at least")
+
+
+def test_a_file_that_is_not_what_its_name_says_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.parquet").write_bytes(b"")
+    (tmp_path / "broken.jsonl").write_bytes(b'{"text": "\xff\xfe"}\n')
+    for name in ("empty.parquet", "broken.jsonl"):
+        assert_refused(build(tmp_path / "cache", tmp_path / name), tmp_path / "cache", name)
+
+
+def test_what_lies_in_hidden_folders_is_left_alone(tmp_path: Path) -> None:
+    for name in ("a.txt", ".b.txt", ".git/HEAD", "c/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("text")
+    assert [path.name for path in corpus.local_files(str(tmp_path))] == ["a.txt", "d.txt"]
+    assert [path.name for path in corpus.local_files(f"{tmp_path}/**/*")] == ["a.txt", "d.txt"]
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, source: Path) -> None:
     """A limit on the size of files stands in for the disk: the error is of the same kind."""
     command = f"ulimit -f 100; exec {sys.executable} prepare.py --source {source} --vocab-size 400 --context 64"
     env = os.environ | {"OVERNIGHT_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=env, capture_output=True, text=True)
     assert_refused(done, tmp_path / "cache", "no space left")
-    assert not list((tmp_path / "cache").glob("*/.partial-*"))
+    assert not list((tmp_path / "cache").rglob(".partial-*"))
 
 
 def test_a_changed_cache_is_refused(tmp_path: Path, source: Path) -> None:
@@ -238,6 +259,23 @@ def test_a_broken_build_goes_on_where_it_stopped(tmp_path: Path) -> None:
         builder.checkpoint(2)
         results.append(corpus.content_hash(*(folder / name for name in corpus.Builder.FILES)))
     assert results[0] == results[1]
+
+
+def test_a_build_that_has_lost_what_it_wrote_begins_anew(tmp_path: Path) -> None:
+    texts = [f"def function_{n}(x):\n    return x + {n}\n" * 20 for n in range(300)]
+    builder = corpus.Builder(tmp_path, corpus.Tokenizer.train(iter(texts), 300), heldout_bytes=1e9)
+    builder.add(iter(texts))
+    builder.checkpoint(1)
+    os.truncate(tmp_path / "train.bin", 100)  # as after a power cut
+    again = corpus.Builder(tmp_path, builder.tokenizer, heldout_bytes=1e9)
+    assert again.state["files"] == 0
+    assert (tmp_path / "train.bin").stat().st_size == 0
+
+
+def test_held_out_text_is_at_no_time_where_training_reads(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("far too little")
+    build(tmp_path / "cache", tmp_path / "short.txt")
+    assert not list((tmp_path / "cache" / "train").rglob("val.bin"))
 
 
 def test_the_tokenizer_file_is_in_the_format_of_tiktoken(cache: Path) -> None:

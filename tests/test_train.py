@@ -132,8 +132,8 @@ def test_the_second_pass_begins_with_nothing_that_counts(served: training.prepar
     training.train(trainer, served, training.prepare.Budget())
     steps = trainer.model.recall.memory[trainer.model.recall.memory > 0] >> 32
     assert served.passes == 3 and trainer.steps == 10
-    assert trainer.model.recall.since == 8
-    assert steps.min() < 8 < steps.max()  # nothing is forgotten: the finished model makes use of it all
+    assert trainer.model.recall.since == 9
+    assert steps.min() < 9 < steps.max()  # nothing is forgotten: the finished model makes use of it all
 
 
 def test_what_is_recalled_has_its_say_in_two_ways(served: training.prepare.TrainData) -> None:
@@ -152,10 +152,22 @@ def test_what_is_recalled_has_its_say_in_two_ways(served: training.prepare.Train
                 layer.weight.copy_(weight)
 
 
+def test_the_saved_model_recalls_what_the_trained_one_does(
+    env: Environment, served: training.prepare.TrainData, tmp_path: Path
+) -> None:
+    train(env, tmp_path)
+    tokens = torch.from_numpy(next(served.batches(4)))[:, :-1]
+    found = training.load_model(str(tmp_path / "model.safetensors"), "cpu").recall(tokens)
+    assert all((token < 512).any() for token in found)
+    memory = found[len(training.ROW_RUNS) :]
+    assert all((token < 512).float().mean() > 0.1 for token in memory)  # it trained on much of this text
+
+
 def test_warming_up_leaves_no_trace(served: training.prepare.TrainData) -> None:
     trainer = training.Trainer(training.Config(512, 128), "cpu")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.step(torch.from_numpy(next(served.batches(4))), 0.0, remember=False)
+    trainer.compile(torch.from_numpy(next(served.batches(4))))
+    assert trainer.steps == 0 and not trainer.adam.state
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
 
 

@@ -180,8 +180,6 @@ class LocalExecutor:
             except ValueError as error:
                 raise _Bad("crash", str(error)) from None
             job.found.update(outcome="ok", metric=metric)
-            for number in range(job.trial.number):  # the newest output is kept for the test, and checkpoints are large
-                _remove(self.home / "outputs" / f"{job.trial.experiment}-{number}")
             if job.trial.experiment == 0:  # the program as the person wrote it: its further seeds need not compile
                 adopt_cache(job.output / "cache", self.home / "cache")
         except _Bad as bad:
@@ -230,7 +228,7 @@ class LocalExecutor:
         room = self._room(job, "tree", program.data, hidden)
         ended, peak = self._run(job, program.run, room, limit, on_line)
         begin = (progress.began or started) - started
-        trained = ended.seconds - begin
+        trained = max(0.0, ended.seconds - begin)  # begin counts from a moment before the process
         peak = max(peak, progress.numbers.get("peak_vram_mb", 0) * (1 << 20))
         job.found.update(
             text=progress.text,
