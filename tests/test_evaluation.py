@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,7 +12,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAKS = ROOT / "tests" / "leaks"
@@ -106,6 +110,13 @@ def test_a_leak_far_into_a_long_context_is_refused(tmp_path: Path, corpus: Path)
 def copy_protected(folder: Path) -> None:
     for name in ("prepare.py", "corpus.py", "evaluation.py"):
         shutil.copy(ROOT / name, folder)
+
+
+def test_no_number_is_no_agreement() -> None:
+    inf, nan = math.inf, math.nan
+    found = evaluation.apart(np.array([1.0, -inf, -inf, 1.0, nan]), np.array([0.5, -inf, 0.0, inf, nan]))
+    assert found[:2].tolist() == [0.5, 0.0]
+    assert (np.abs(found[2:]) > 1e300).all()
 
 
 def evaluate_with(env: dict[str, str | Path], folder: Path, first_lines: str) -> subprocess.CompletedProcess[str]:
