@@ -351,7 +351,8 @@ def publish(aside: Path, key: str, builder: Builder, context: int) -> dict[str, 
     tokens = {split: sizes[f"{split}.bin"] // width for split in ("train", "val", "test")}
     if min(tokens.values()) < 8 * context:
         raise UserError(f"too little text: train, val and test hold {tokens['train']}, {tokens['val']} and "
-                        f"{tokens['test']} tokens, and each needs at least {8 * context}: give more text")
+                        f"{tokens['test']} tokens, and each needs at least {8 * context}: "
+                        f"give more text, in more files or lines, since one goes whole into one split")
     meta = {
         "key": key,
         "vocab_size": tokenizer.vocab_size,

@@ -162,8 +162,8 @@ def main() -> None:
     evaluation.add_argument("--probe-seed", type=int, help="repeat the checks of an earlier evaluation")
     commands.add_parser("serve").add_argument("descriptors", type=int, nargs=3)
     args = parser.parse_args()
-    for name, least in (("vocab_size", 257), ("context", 2), ("shards", 1)):
-        if (value := getattr(args, name)) is not None and value < least:
+    for name, least in (("vocab_size", 257), ("context", 2), ("shards", 1), ("probe_seed", 0)):
+        if (value := getattr(args, name, None)) is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: at least {least} is needed")
     if args.command == "serve":
         beside("evaluation").serve(*args.descriptors)

@@ -382,7 +382,7 @@ def schedule(used: float) -> float:
     """The share of the peak rates, from the share of the budget used."""
     if used < WARMUP:
         return used / WARMUP
-    return FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - used) / WARMDOWN)
+    return FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - used) / max(WARMDOWN, 1e-9))
 
 
 class Trainer:
