@@ -74,8 +74,8 @@ def local_files(source: str) -> list[Path]:
 
 
 def hub_files(name: str, shards: int) -> tuple[list[str], Callable[[str], Path]]:
-    """The first `shards` Parquet files of a public set, and the function that fetches one (kept by the hub's cache,
-    so a broken download goes on where it stopped)."""
+    """The first `shards` Parquet files of a public set, and the function that fetches one (the hub's cache keeps
+    what is whole, so a broken download goes on with the file that it stopped in)."""
     try:
         from huggingface_hub import HfApi, hf_hub_download  # pyright: ignore[reportMissingImports]
     except ImportError as missing:
@@ -95,7 +95,7 @@ def hub_files(name: str, shards: int) -> tuple[list[str], Callable[[str], Path]]
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             raise UserError(f"download of {file} stopped ({type(error).__name__}): run the same command again, "
-                            f"it goes on from here") from error
+                            f"it goes on with this file") from error
 
     return files, fetch
 
