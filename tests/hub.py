@@ -17,8 +17,8 @@ class Hub:
 
     def __init__(self, files: Mapping[str, bytes], broken: Mapping[str, int] | None = None):
         self.files, self.broken = dict(files), dict(broken or {})
-        self.fetched: list[tuple[str, int]] = []
-        """Every file asked for, and the byte that the answer began at."""
+        self.fetched: list[str] = []
+        """Every file asked for, as often as it was."""
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
@@ -58,7 +58,7 @@ class Hub:
                 if wanted := self.headers.get("Range"):
                     start = int(wanted.removeprefix("bytes=").split("-")[0])
                 if body:
-                    hub.fetched.append((name, start))
+                    hub.fetched.append(name)
                 self.answer(206 if wanted else 200, data[start:], body, name, hashlib.sha256(data).hexdigest())
 
             def answer(self, status: int, data: bytes, body: bool, name: str = "", etag: str = "",
