@@ -147,9 +147,17 @@ class ModelServer:
         self._answer()
         return self.output[: len(inputs)].to(self.device, copy=True)
 
+    def end(self) -> None:
+        """Ask the process, and the sandbox around it where there is one, to end."""
+        self.process.terminate() if os.environ.get("RESEARCH_MODEL_SANDBOX") else self.process.kill()
+
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        """Wait until it has ended for certain."""
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.reader.join(5)  # a thread that is reading while the interpreter ends can abort the process
         for descriptor in (self.memory, self.commands, self.answers):
             os.close(descriptor)
@@ -325,7 +333,7 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
         canary = check_canary(scorer, meta, batch, device, rng)
     finally:
         for server in (scorer, prober):  # both at once: a process with much memory on a GPU takes a while to end
-            server.process.kill()
+            server.end()
         scorer.close()
         prober.close()
     bits = float(costs[lengths > 0].sum(dtype=np.float64)) / math.log(2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -61,7 +62,8 @@ def run(
     evaluate: Annotated[str | None, typer.Option(help="Contract: the evaluation command.")] = None,
     edit: Annotated[list[str] | None, typer.Option(help="Contract: file the agent may edit; repeatable.")] = None,
     protect: Annotated[list[str] | None, typer.Option(help="Contract: file that must not change; repeatable.")] = None,
-    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, docker or podman.")] = "auto",
+    device: Annotated[str | None, typer.Option(help="Contract: cuda or cpu; default: a GPU that can be seen.")] = None,
+    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, landlock, docker or podman.")] = "auto",
     unsafe_no_sandbox: Annotated[
         bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code with all your rights.")
     ] = False,
@@ -77,6 +79,7 @@ def run(
         "edit": edit,
         "protect": protect,
         "budget": budget,
+        "device": device,
     }
     flags = Flags(
         tag=tag,
@@ -100,9 +103,11 @@ def run(
         os._exit(130)  # a thread may still wait for a reply; the person does not
     finally:
         night.terminal.close()
-    night.ledger.set("ended", "" if night.interrupts else "yes")
+    night.ledger.set("ended", "" if night.interrupts or night.fault else "yes")
     night.terminal.say(f"the night ends: {reason}")
     _summary(night.ledger, night.program, night.workspace.tag, night.terminal.console)
+    if night.fault:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -133,7 +138,7 @@ def audit(
     pairs: Annotated[int, typer.Option(min=2, help="Fresh seeds for the baseline and the final commit each.")] = 5,
     ablate: Annotated[bool, typer.Option("--ablate", help="Also measure the chain without each kept commit.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Offer a branch without what carries nothing.")] = False,
-    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, docker, podman, or none.")] = "auto",
+    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, landlock, docker, podman, or none.")] = "auto",
 ) -> None:
     """Measure a night's gain again: final commit against baseline, paired, with fresh seeds."""
     ledger, workspace, executor, program = reopen(repo, tag, sandbox)
@@ -175,6 +180,8 @@ def _summary(ledger: Ledger, program: Program, tag: str, console: Console) -> No
     notes = [text for _, text in ledger.notes()[-5:]]
     if ledger.get("sandbox") == "none":
         notes.insert(0, "this night ran WITHOUT A SANDBOX: model-written code had all your rights")
+    elif weaker := json.loads(ledger.get("sandbox_weaker", "[]")):
+        notes.insert(0, f"the sandbox was {ledger.get('sandbox')}, in which a trial can {'; '.join(weaker)}")
     console.print()
     console.print(summary(ledger.experiments(), program, tag, notes))
 

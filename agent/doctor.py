@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +16,11 @@ from rich.markup import escape
 from agent.errors import Failure
 from agent.night import must_hold
 from agent.program import load_program
-from agent.run.gpu import find_device
-from agent.run.sandbox import Bubblewrap
+from agent.run.gpu import find_device, visible_gpus
+from agent.run.sandbox import choose_sandbox
 from agent.workspace import Workspace, open_repository
 
+TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
 FREE_GB = 5.0  # of disk, for commits, logs and checkpoints of a night
 KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY")
 
@@ -40,7 +42,7 @@ def checks(repo: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "git", git_version
     yield "repository", lambda: str(open_repository(repo).working_dir)
     yield "program.md", lambda: describe_program(repo)
-    yield "device", describe_device
+    yield "device", lambda: describe_device(repo)
     yield "disk", lambda: describe_disk(repo)
     yield "sandbox", lambda: describe_sandbox(repo)
     yield "keys", describe_keys
@@ -57,28 +59,23 @@ def describe_program(repo: Path) -> str:
     workspace = Workspace(repo, "doctor")
     program = load_program(workspace.root / "program.md")
     workspace.check(workspace.head, [*program.edit, *program.protect])
-    budget = program.budget_on(find_device())
+    budget = program.budget_on(find_device(program.device))
     return f"{program.metric.direction} {program.metric.name}, edit {', '.join(program.edit)}, {budget} per trial"
 
 
-def describe_device() -> str:
-    try:
-        import torch
-    except ImportError:
-        return f"{find_device()} (torch is not installed)"
-    driver = find_device()
-    if driver == "cuda" and not torch.cuda.is_available():
-        raise Failure(f"the driver sees a GPU but torch {torch.__version__} does not: install a CUDA build of torch")
-    name = torch.cuda.get_device_name(0) if driver == "cuda" else f"{os.cpu_count()} cores"
-    return f"{driver}, {name}, torch {torch.__version__}{slow_import(Path(torch.__file__).parent)}"
-
-
-def slow_import(package: Path) -> str:
-    """What to do where Python compiles the package anew in each trial, because nothing compiled was installed with
-    it, as by uv, and a trial can't write there. On torch that costs some 10 s a trial (docs/PERFORMANCE.md)."""
-    if (package / "__pycache__").is_dir():
-        return ""
-    return f"; it has no compiled modules: for a quicker start run python -m compileall -q {package.parent}"
+def describe_device(repo: Path) -> str:
+    """The device that trials will use; what torch sees is looked at in another process, since it may be large."""
+    device = find_device(load_program(Workspace(repo, "doctor").root / "program.md").device)
+    name = f"{len(visible_gpus())} x {visible_gpus()[0].name}" if device == "cuda" else f"cpu, {os.cpu_count()} cores"
+    if device == "cpu" and os.environ.get("CUDA_VISIBLE_DEVICES") == "" and os.path.exists("/dev/nvidiactl"):
+        name += " (CUDA_VISIBLE_DEVICES is empty, so no GPU is used)"
+    ran = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True)
+    version, _, sees = ran.stdout.strip().partition(" ")
+    if ran.returncode:
+        return f"{name}; torch is not installed"
+    if device == "cuda" and sees != "True":
+        raise Failure(f"the driver sees a GPU but torch {version} does not: install a CUDA build of torch")
+    return f"{name}, torch {version}"
 
 
 def describe_disk(repo: Path) -> str:
@@ -89,14 +86,17 @@ def describe_disk(repo: Path) -> str:
 
 
 def describe_sandbox(repo: Path) -> str:
+    """Break-out attempts and a kernel on the device, in every kind of room."""
     workspace = Workspace(repo, "doctor")
-    sandbox = Bubblewrap(private=(workspace.root,))
+    program = load_program(workspace.root / "program.md")
+    sandbox = choose_sandbox("auto", private=(workspace.root,))
     workspace.prepare_home()
     try:
-        must_hold(sandbox, workspace, load_program(workspace.root / "program.md"))
+        must_hold(sandbox, workspace, program, find_device(program.device))
     finally:
         shutil.rmtree(workspace.home, ignore_errors=True)
-    return f"bubblewrap at {sandbox.bwrap} holds"
+    weaker = f", weaker than bubblewrap: a trial can {'; '.join(sandbox.weaker)}" if sandbox.weaker else ""
+    return f"{sandbox.name} holds, and the device works in it{weaker}"
 
 
 def describe_keys() -> str:

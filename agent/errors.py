@@ -11,6 +11,10 @@ class Failure(Exception):
     """The person must do something: shown as one line, exit code 2."""
 
 
+class MachineFault(Exception):
+    """The machine failed, not the code under test: no verdict is given. One line; the same command goes on later."""
+
+
 class ProgramError(Failure):
     """program.md does not say what it must, or the repository does not hold what it names."""
 

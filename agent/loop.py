@@ -15,7 +15,7 @@ from functools import partial
 from threading import Event
 from typing import Any
 
-from agent.errors import EditError, Failure, ProgramError, ProposerError, Stop
+from agent.errors import EditError, Failure, MachineFault, ProgramError, ProposerError, Stop
 from agent.judge import checks, integrity
 from agent.judge.noise import Noise, Rerun, baseline_trials
 from agent.judge.stoppers import Limits, afford, why_stop
@@ -50,12 +50,15 @@ class Loop:
         limits: Limits,
         device: Device,
         terminal: Terminal,
+        other_card: bool = False,
     ):
         self.reread, self.program = reread, reread()
         self.workspace, self.ledger, self.executor, self.proposer = workspace, ledger, executor, proposer
         self.limits, self.terminal = limits, terminal
         self.device: Device = device
+        self.other_card = other_card  # another GPU than before: the incumbent is measured again
         self.ending: str | None = None  # why nothing new is begun
+        self.fault = False  # of the machine: what is unfinished goes on another time
         self.outages = 0  # of the proposer, in a row
         self.interrupts = 0  # Ctrl-C: once ends the trials, twice ends at once
         self.leaving = Event()
@@ -70,6 +73,10 @@ class Loop:
         for experiment in self.ledger.experiments():
             if experiment.state != "published":
                 self.advance(experiment.number)
+        if self.other_card and (incumbent := self.incumbent):
+            self.tell("this is another GPU than before: the incumbent is measured on it first")
+            future, recorder = self.train(incumbent)
+            self.pending[future] = recorder
         while self.begin():
             for record, future in self.events():
                 try:
@@ -151,14 +158,16 @@ class Loop:
             raise Stop(self.ending)
         number = sum(1 for trial in experiment.trials if trial.measurement)
         assert experiment.commit is not None
+        parents = [e.number for e in self.finished() if e.commit == experiment.parent and e.number < experiment.number]
         trial = Trial(
+            builds_on=parents[-1] if parents else None,
             experiment=experiment.number,
             number=number,
             commit=experiment.commit,
             seed=1000 * experiment.number + number + 1,
         )
         if number:  # of several trials the newest output is enough for the test; checkpoints can be large
-            self.executor.forget(experiment.number)
+            self.executor.forget(experiment.number, kept=True)
         self.ledger.running(trial)
         self.terminal.training(experiment, trial)
         return self.executor.submit(trial, self.program), partial(
@@ -220,7 +229,7 @@ class Loop:
         self.ledger.published(experiment.number, commit)
         self.executor.forget(experiment.number, verdict.kept)
         if incumbent:  # it may have been run again for this verdict
-            self.executor.forget(incumbent.number)
+            self.executor.forget(incumbent.number, kept=True)
         write_results(self.workspace.home / "results.tsv", self.ledger.experiments(), self.program)
         self.terminal.published(self.ledger.experiment(experiment.number), self.program)
         return None
@@ -270,7 +279,12 @@ class Loop:
 
     def trained(self, number: int, trial: Trial, future: Future[Any]) -> int:
         """A trial has ended. One that was interrupted did not happen: it runs again when the night goes on."""
-        measurement = redacted(future.result())
+        try:
+            measurement = redacted(future.result())
+        except MachineFault as fault:
+            self.fault = True
+            self.tell(f"the machine failed, so experiment {trial.experiment} is not judged: {fault}")
+            raise Stop(f"{fault}; the same command goes on from here once that is mended") from None
         if measurement.outcome == "interrupted":
             raise Stop(self.ending)
         self.ledger.measured(trial, measurement)

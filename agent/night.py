@@ -19,14 +19,14 @@ from agent.errors import Failure
 from agent.judge.stoppers import Limits
 from agent.ledger import Ledger
 from agent.loop import Loop
-from agent.program import Program, load_program
+from agent.program import Device, Program, load_program
 from agent.propose.choose import banner, choose_proposer
 from agent.protocols import Executor, Request
 from agent.records import Turn
 from agent.report.terminal import Terminal
-from agent.run.gpu import find_device, visible_gpus
+from agent.run.gpu import device_name, find_device, visible_gpus
 from agent.run.local import LocalExecutor
-from agent.run.probe import probe
+from agent.run.probe import probe, rooms_fault
 from agent.run.process import reap
 from agent.run.sandbox import Sandbox, choose_sandbox
 from agent.workspace import Workspace, open_repository
@@ -53,7 +53,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     tag = flags.tag or default_tag(root, today)
     workspace = Workspace(root, tag)
     reread = partial(load_program, root / "program.md", defaults(root) | dict(flags.contract))
-    program, device = reread(), find_device()
+    program = reread()
+    device = find_device(program.device)
     budget = program.budget_on(device)
     workspace.check(workspace.head, [*program.edit, *program.protect])
     proposer = choose_proposer(
@@ -72,12 +73,13 @@ def assemble(repo: Path, flags: Flags, today: str) -> Loop:
     ledger = Ledger(workspace.home)
     terminal = Terminal(workspace.home)
     same_night(ledger, program)
+    other_card = same_device(ledger, device)
     terminal.say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
     terminal.say(banner(proposer))
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         terminal.say(f"{path} has uncommitted changes: the night works on the committed version")
-    executor = equip(workspace, ledger, program, room, terminal)
-    return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal)
+    executor = equip(workspace, ledger, program, device, room, terminal)
+    return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal, other_card)
 
 
 def reopen(repo: Path, tag: str | None, sandbox: str) -> tuple[Ledger, Workspace, Executor, Program]:
@@ -88,44 +90,70 @@ def reopen(repo: Path, tag: str | None, sandbox: str) -> tuple[Ledger, Workspace
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
     workspace, ledger = Workspace(root, home.name), Ledger(home)
     program = contract(ledger)
+    device = find_device(program.device)
+    same_device(ledger, device)
     room = choose_sandbox(sandbox, private=(root,))
-    return ledger, workspace, equip(workspace, ledger, program, room, Terminal(home)), program
+    return ledger, workspace, equip(workspace, ledger, program, device, room, Terminal(home)), program
 
 
-def equip(workspace: Workspace, ledger: Ledger, program: Program, room: Sandbox, terminal: Terminal) -> Executor:
+def equip(
+    workspace: Workspace, ledger: Ledger, program: Program, device: Device, room: Sandbox, terminal: Terminal
+) -> Executor:
     """A sandbox that holds, the data, and an executor on them. Raises Failure where one of these is missing."""
     if ledger.get("sandbox", room.name) != room.name:
         ledger.note(f"the sandbox changed from {ledger.get('sandbox')} to {room.name}")
     ledger.set("sandbox", room.name)
+    ledger.set("sandbox_weaker", json.dumps(room.weaker))
     if room.name == "none":
         terminal.say("NO SANDBOX: code that nobody has read runs with all your rights")
     else:
         terminal.say(f"trials run in {room.name}; trying to break out of it first")
-        must_hold(room, workspace, program)
+        for weakness in room.weaker:
+            terminal.say(f"  weaker than bubblewrap: a trial can {weakness}")
+        must_hold(room, workspace, program, device)
     if ended := reap(workspace.home):
         terminal.say(f"ended {ended} processes that a killed loop had left")
     prepare_data(program, workspace.root, ledger)
-    executor = LocalExecutor(workspace.home, workspace.export, room, find_device(), root=workspace.root)
+    executor = LocalExecutor(workspace.home, workspace.export, room, device, root=workspace.root)
     executor.check(program)
     return executor
 
 
-def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
-    """Try to break out of the sandbox. Raises Failure where anything succeeds."""
+def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program, device: Device) -> None:
+    """Try to break out of the sandbox, and run a kernel on the device in each kind of room. Raises Failure where the
+    first succeeds or the second does not."""
     data, holdout = ([workspace.root / Path(name).expanduser() for name in names]
                      for names in (program.data, program.holdout))  # fmt: skip
-    slot = visible_gpus()[0].index if find_device() == "cuda" else None
+    gpu = visible_gpus()[0] if device == "cuda" else None
+    env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    env["CUDA_VISIBLE_DEVICES"] = gpu.uuid if gpu else ""
+    slot = gpu.index if gpu else None
     escapes = probe(
         sandbox,
         workspace.home,
         workspace.root,
-        data=[path for path in data if path.exists()],
+        data=data,
         holdout=holdout,
         slot=slot,
+        env=env,
         protected=program.protect,
     )
     if escapes:
         raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
+    if fault := rooms_fault(sandbox, workspace.home, device, slot, env):
+        raise Failure(f"{fault}; `python -m agent doctor` looks at each part")
+
+
+def same_device(ledger: Ledger, device: Device) -> bool:
+    """Hold the night to one kind of device. Whether it is another card of the same name than before: then what was
+    measured must be measured again. Raises Failure for another device."""
+    name, cards = device_name(device), ",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else ""
+    if (before := ledger.get("device", name)) != name:
+        raise Failure(f"this night was begun on {before}, but this is {name}: choose a new --tag to begin another")
+    other = ledger.get("cards", cards) != cards
+    ledger.set("device", name)
+    ledger.set("cards", cards)
+    return other
 
 
 def default_tag(root: Path, today: str) -> str:

@@ -137,6 +137,8 @@ class Program(Part):
     """Scores the held-out split for kept commits only; shown to the person, never to a proposer."""
     budget: dict[Device, str] = {"cpu": "5m", "cuda": "5m"}
     """One budget for every machine, or one for `cpu` and one for `cuda`."""
+    device: Device | None = None
+    """Where trials run; None: on the GPU where one can be seen, else on the CPU."""
     timeouts: Timeouts = Timeouts()
     limits: dict[str, float] = {}
     """Number printed by training or evaluation (or peak_memory_gb) -> the most a kept change may have."""
@@ -185,7 +187,7 @@ class Program(Part):
 
     def other_race(self, other: Program) -> str | None:
         """The first field in which the two can't be compared any more; None when a night may go on."""
-        fixed = ("metric", "edit", "protect", "run", "evaluate", "budget", "data", "holdout")
+        fixed = ("metric", "edit", "protect", "run", "evaluate", "budget", "device", "data", "holdout")
         for field in fixed:
             mine, theirs = (p.model_dump(include={field}, exclude={"metric": {"target"}}) for p in (self, other))
             if mine != theirs:

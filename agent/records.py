@@ -101,6 +101,8 @@ class Trial(Record):
     number: int
     commit: str
     seed: int
+    builds_on: int | None = None
+    """The kept experiment that its change was made to: it may start from what that one compiled."""
     measurement: Measurement | None = None
     """None while it runs."""
 

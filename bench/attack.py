@@ -25,7 +25,8 @@ from agent.errors import EditError, Failure
 from agent.judge.integrity import check_edit
 from agent.program import parse_program
 from agent.propose.edits import apply_edits, parse_reply
-from agent.run.sandbox import Bubblewrap, Limits, Sandbox
+from agent.run.bubblewrap import Bubblewrap
+from agent.run.sandbox import Limits, Sandbox
 from bench.arena import ATTACKS, PROGRAM, Arena, Result
 from bench.leaks import LEAK_SLOTS, Leaks
 

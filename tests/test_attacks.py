@@ -14,7 +14,8 @@ import pytest
 from agent.judge.integrity import check_edit
 from agent.propose.edits import apply_edits, parse_reply
 from agent.records import Measurement
-from agent.run.sandbox import Bubblewrap, Room, Unsandboxed
+from agent.run.bubblewrap import Bubblewrap
+from agent.run.sandbox import Room, Unsandboxed
 from bench.arena import ATTACKS, Arena
 from bench.attack import arena, attacks, run_all
 from bench.leaks import Leaks
@@ -86,7 +87,7 @@ def test_an_honest_reply_is_accepted() -> None:
 
 def test_a_missing_sandbox_is_a_failure(tmp_path: Path) -> None:
     """In a room that allows no further namespaces there is no sandbox to be had."""
-    room = Room(ROOT, tmp_path, env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"})
+    room = Room("training", ROOT, tmp_path, tmp_path, env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"})
     command = [sys.executable, "-m", "bench.attack", "--only", "net_udp"]
     ran = subprocess.run(Bubblewrap().wrap(command, room), capture_output=True, text=True, env=dict(room.env), cwd=ROOT)
     assert ran.returncode == 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,72 +15,82 @@ import psutil
 import pytest
 
 from agent.errors import Failure
-from agent.run.probe import probe
-from agent.run.sandbox import (
-    Bubblewrap,
-    Container,
-    Limits,
-    Room,
-    Unsandboxed,
-    adopt_cache,
-    choose_sandbox,
-    diagnose,
-    gpu_nodes,
-    lend_cache,
-)
+from agent.run.bubblewrap import Bubblewrap, diagnose
+from agent.run.landlock import Landlock
+from agent.run.model_rooms import CLIENT, ModelRooms
+from agent.run.probe import device_fault, probe, rooms_fault
+from agent.run.sandbox import Container, Limits, Room, Sandbox, Unsandboxed, choose_sandbox, gpu_nodes
+from agent.run.syscalls import landlock_version
 
 SMALL = Limits(memory_bytes=300 << 20, processes=64, disk_bytes=50 << 20, files=500, scratch_bytes=32 << 20)
-LIMITED = Bubblewrap(SMALL)
+NO_LANDLOCK = pytest.mark.skipif(not landlock_version(), reason="this kernel has no Landlock")
+
+
+@pytest.fixture(params=["bubblewrap", pytest.param("landlock", marks=NO_LANDLOCK)])
+def wall(request) -> Sandbox:
+    return Bubblewrap(SMALL) if request.param == "bubblewrap" else Landlock(SMALL)
 
 
 @pytest.fixture
 def room(tmp_path: Path) -> Room:
-    for name in ("work", "output", "data/heldout"):
+    for name in ("work", "output", "scratch", "data/heldout", "compiled"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "work" / "train.py").write_text("print('hello')\n")
     (tmp_path / "data" / "train").write_text("to be learned")
     (tmp_path / "data" / "heldout" / "val").write_text("to be hidden")
     (tmp_path / "ledger").write_text("not to be seen")
     data = tmp_path / "data"
-    return Room(tmp_path / "work", tmp_path / "output", (data,), (data / "heldout",), env={"PATH": os.environ["PATH"]})
+    return Room(
+        "training",
+        *(tmp_path / name for name in ("work", "output", "scratch")),
+        data=(data,),
+        hidden=(data / "heldout",),
+        env={"PATH": os.environ["PATH"]},
+    )
 
 
-def python(code: str, room: Room, sandbox: Bubblewrap = LIMITED, **more) -> subprocess.CompletedProcess[str]:
-    argv = sandbox.wrap([sys.executable, "-c", code], room)
-    return subprocess.run(argv, cwd=room.workdir, env=dict(room.env), capture_output=True, text=True, **more)
+def run(argv: list[str], room: Room, sandbox: Sandbox, **more) -> subprocess.CompletedProcess[str]:
+    command = sandbox.wrap(argv, room)
+    return subprocess.run(command, cwd=room.workdir, env=dict(room.env), capture_output=True, text=True, **more)
 
 
-def nested(room: Room) -> Room:
-    return Room(room.workdir, room.output, room.data, room.hidden, env=room.env, nested=True)
+def python(code: str, room: Room, sandbox: Sandbox, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return run([sys.executable, "-c", code, *map(str, arguments)], room, sandbox)
 
 
-def test_a_command_runs_in_its_folder_and_tells_how_it_ended(room: Room) -> None:
-    ran = python("import os, sys; print(os.getcwd()); sys.exit(7)", room)
+def test_a_command_runs_in_its_folder_and_tells_how_it_ended(room: Room, wall: Sandbox) -> None:
+    ran = python("import os, sys; print(os.getcwd()); sys.exit(7)", room, wall)
     assert (ran.stdout, ran.returncode) == (f"{room.workdir}\n", 7)
-    assert python("import os; os.abort()", room).returncode == 128 + signal.SIGABRT
+    assert python("import os; os.abort()", room, wall).returncode == 128 + signal.SIGABRT
 
 
-def test_only_what_is_named_is_there(room: Room, tmp_path: Path) -> None:
+def test_only_what_is_named_is_there(room: Room, wall: Sandbox, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".netrc").write_text("a key")
-    room = Room(room.workdir, room.output, room.data, room.hidden, env={**room.env, "HOME": str(tmp_path / "home")})
+    room = dataclasses.replace(room, env={**room.env, "HOME": str(tmp_path / "home")})
     code = """
-import os
+import os, sys
 from pathlib import Path
 here = Path.cwd().parent
-def there(path): return Path(path).exists()
-print(there(here / "data/train"), there(here / "data/heldout/val"), there(here / "ledger"))
-print(there("/etc/shadow"), there("/run/docker.sock"), sorted(os.listdir(Path.home())))
-print([name for name in os.listdir("/proc") if name.isdigit() and int(name) > 20])
+def opens(path):
+    try: return bool(open(path).read())
+    except OSError: return False
+print(opens(here / "data/train"), opens(here / "data/heldout/val"), opens(here / "ledger"))
+print(opens("/etc/shadow"), opens(sys.argv[1]), sorted(os.listdir(Path.home())))
 """
-    ran = python(code, room)
-    assert ran.stdout == "True False False\nFalse False []\n[]\n", ran.stderr
+    ran = python(code, room, wall, tmp_path / "home" / ".netrc")
+    assert ran.stdout == "True False False\nFalse False []\n", ran.stderr
 
 
-def test_the_environment_is_what_was_given(room: Room) -> None:
-    given = Room(room.workdir, room.output, env={**room.env, "RESEARCH_SEED": "7"})
+def test_processes_outside_can_not_be_seen(room: Room) -> None:
+    code = "import os; print([name for name in os.listdir('/proc') if name.isdigit() and int(name) > 20])"
+    assert python(code, room, Bubblewrap(SMALL)).stdout == "[]\n"
+
+
+def test_the_environment_is_what_was_given(room: Room, wall: Sandbox) -> None:
+    given = dataclasses.replace(room, env={**room.env, "RESEARCH_SEED": "7"})
     code = "import os, json; print(json.dumps(dict(os.environ)))"
-    argv = LIMITED.wrap([sys.executable, "-c", code], given)
+    argv = wall.wrap([sys.executable, "-c", code], given)
     ran = subprocess.run(
         argv, cwd=given.workdir, env={**given.env, "API_KEY": "planted"}, capture_output=True, text=True
     )
@@ -87,74 +99,177 @@ def test_the_environment_is_what_was_given(room: Room) -> None:
     assert set(environment) - set(given.env) <= {"HOME", "TMPDIR", "USER", "LOGNAME", "PWD", "LC_CTYPE"}
 
 
-def test_one_folder_is_writable(room: Room) -> None:
+def test_one_folder_is_writable(room: Room, wall: Sandbox) -> None:
     code = """
 import sys
 for path in sys.argv[1:]:
     try:
         open(path + "/written", "w").write("x")
         print("yes")
-    except OSError as error:
-        print(error.strerror)
+    except OSError:
+        print("no")
 """
-    argv = LIMITED.wrap(
-        [sys.executable, "-c", code, str(room.output), str(room.workdir), str(room.data[0]), "/", "/usr"], room
-    )
-    ran = subprocess.run(argv, cwd=room.workdir, env=dict(room.env), capture_output=True, text=True)
-    assert ran.stdout.splitlines() == ["yes"] + ["Read-only file system"] * 4
+    ran = python(code, room, wall, room.output, room.workdir, room.data[0], "/", "/usr", "/proc/sys/kernel")
+    assert ran.stdout.splitlines() == ["yes"] + ["no"] * 5, ran.stderr
     assert (room.output / "written").read_text() == "x"
+    model = python(code, dataclasses.replace(room, kind="model"), wall, room.output)
+    assert model.stdout == "no\n", model.stderr
 
 
-def test_the_evaluator_sees_the_answers_and_its_model_does_not(room: Room) -> None:
-    room = nested(room)
-    prefix = LIMITED.inner(room)
-    assert prefix is not None
+def test_the_machine_has_its_settings_closed_and_threads_may_name_themselves(room: Room, wall: Sandbox) -> None:
     code = """
+import threading
+def opens(path):
+    try: return bool(open(path, "r+"))
+    except OSError: return False
+def named():
+    with open(f"/proc/self/task/{threading.get_native_id()}/comm", "w") as file: file.write("worker")
+    print(open(f"/proc/self/task/{threading.get_native_id()}/comm").read().strip(), flush=True)
+thread = threading.Thread(target=named); thread.start(); thread.join()
+print([opens(f"/proc/{name}") for name in ("sys/kernel/core_pattern", "sysrq-trigger", "sys/vm/swappiness")])
+"""
+    ran = python(code, room, wall)
+    assert ran.stdout == "worker\n[False, False, False]\n", ran.stderr
+
+
+EVALUATOR = """
 import json, os, subprocess, sys
-prefix, folder = json.loads(sys.argv[1]), sys.argv[2]
+prefix, folder = json.loads(os.environ["RESEARCH_MODEL_SANDBOX"]), sys.argv[1]
 print("evaluator", open(folder + "/heldout/val").read(), flush=True)
-ready, tell = os.pipe()
+memory = os.memfd_create("logits")
+os.write(memory, b"inputs")
 model = f'''
 import os
-print("model sees", open({folder + "/train"!r}).read(), os.listdir({folder + "/heldout"!r}), flush=True)
-os.write({tell}, b"logits")
-open("/tmp/scratch", "w")
-open({str(sys.argv[3]) + "/x"!r}, "w")
+def reads(path):
+    try: return open(path).read()
+    except OSError: return None
+print("model sees", reads({folder + "/train"!r}), reads({folder + "/heldout/val"!r}), os.pread({memory}, 9, 0))
+print("of the evaluator", "MODEL_SANDBOX" in (reads({f"/proc/{os.getpid()}/environ"!r}) or ""), flush=True)
+os.pwrite({memory}, b"logits", 0)
+try: open({sys.argv[2] + "/x"!r}, "w")
+except OSError as error: raise SystemExit(5)
 '''
-ran = subprocess.run([*prefix, sys.executable, "-c", model], pass_fds=[tell], stderr=subprocess.PIPE, text=True)
-print(os.read(ready, 9), "Read-only file system" in ran.stderr)
+ran = subprocess.run([*prefix, sys.executable, "-c", model], pass_fds=[memory])
+print(os.pread(memory, 9, 0), ran.returncode, flush=True)
+stuck = subprocess.Popen([*prefix, sys.executable, "-c", "print('loaded', flush=True); import time; time.sleep(600)"],
+                         stdout=subprocess.PIPE)
+stuck.stdout.readline()
+stuck.terminate()
+print("ended", stuck.wait(), stuck.stdout.read())
 """
-    argv = LIMITED.wrap([sys.executable, "-c", code, json.dumps(prefix), str(room.data[0]), str(room.output)], room)
-    ran = subprocess.run(argv, cwd=room.workdir, env=dict(room.env), capture_output=True, text=True)
-    expected = "evaluator to be hidden\nmodel sees to be learned []\nb'logits' True\n"
-    assert ran.stdout == expected, ran.stderr
 
 
-def test_libraries_work_in_the_room(room: Room) -> None:
+def test_the_evaluator_sees_the_answers_and_its_model_does_not(room: Room, wall: Sandbox, tmp_path: Path) -> None:
+    model = dataclasses.replace(room, kind="model", scratch=tmp_path / "model", data=())
+    model.scratch.mkdir()
+    rooms = ModelRooms(wall, model, tmp_path / "rooms")
+    evaluation = dataclasses.replace(
+        room,
+        kind="evaluation",
+        hidden=(),
+        data=(*room.data, CLIENT),
+        rooms=tmp_path / "rooms",
+        env={**room.env, "RESEARCH_MODEL_SANDBOX": json.dumps(rooms.prefix())},
+    )
+    ran = python(EVALUATOR, evaluation, wall, room.data[0], room.output)
+    rooms.close()
+    assert ran.stdout.splitlines() == [
+        "evaluator to be hidden",
+        "model sees None None b'inputs'",
+        "of the evaluator False",
+        "b'logits' 5",
+        f"ended {128 + signal.SIGKILL} b''",
+    ], ran.stdout + ran.stderr
+
+
+def test_what_is_no_request_for_a_room_is_answered_and_nothing_else(room: Room, tmp_path: Path) -> None:
+    rooms = ModelRooms(Bubblewrap(SMALL), dataclasses.replace(room, kind="model"), tmp_path / "rooms")
+    no_file = b'\x16\0\0\0{"files":[1],"argv":[]}'
+    for request in (b"", b"x", b"\xff\xff\xff\xff{", b"\x02\0\0\0[]", b"\x02\0\0\0{}", no_file):
+        with socket.socket(socket.AF_UNIX) as asking:
+            asking.connect(str(tmp_path / "rooms" / "rooms"))
+            asking.sendall(request)
+            asking.shutdown(socket.SHUT_WR)
+            assert "error" in json.loads(asking.recv(4096))
+    rooms.close()
+
+
+def test_libraries_work_in_the_room(room: Room, wall: Sandbox) -> None:
     code = "import getpass, tempfile, numpy; getpass.getuser(); tempfile.mkdtemp(); print(numpy.ones(3).sum())"
-    ran = python(code, room)
+    ran = python(code, room, wall)
     assert ran.stdout == "3.0\n", ran.stderr
 
 
-def test_limits_end_a_trial_and_say_why(room: Room) -> None:
-    assert "MemoryError" in python("x = b'x' * (1 << 30)", room).stderr
+def test_processes_share_work_in_the_room(room: Room, wall: Sandbox) -> None:
+    code = """
+from concurrent.futures import ProcessPoolExecutor
+import multiprocessing
+with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as pool:
+    print(sum(pool.map(abs, range(-3, 3))))
+"""
+    ran = python(code, room, wall)
+    assert ran.stdout == "9\n", ran.stderr
+
+
+def test_limits_end_a_trial_and_say_why(room: Room, wall: Sandbox) -> None:
+    assert "MemoryError" in python("x = b'x' * (1 << 30)", room, wall).stderr
     # several processes, each below the limit of one; the test would hang if nothing ended them
-    memory = python("import os, time\nfor _ in range(6): os.fork()\nx = b'x' * (20 << 20)\ntime.sleep(600)", room)
+    many = "import os, time\nfor _ in range(6): os.fork()\nx = b'x' * (20 << 20)\ntime.sleep(600)"
+    memory = python(many, room, wall)
     assert memory.returncode == 77 and "sandbox: " in memory.stderr and "over the limit" in memory.stderr
     files = "import sys, time\nfor i in range(2000): open(f'{sys.argv[1]}/{i}', 'w').close()\ntime.sleep(600)"
-    argv = LIMITED.wrap([sys.executable, "-c", files, str(room.output)], room)
-    ran = subprocess.run(argv, cwd=room.workdir, env=dict(room.env), capture_output=True, text=True)
+    ran = python(files, room, wall, room.output)
     assert (ran.returncode, ran.stderr) == (77, "\nsandbox: more than 500 files written; the trial was ended\n")
 
 
-def test_sigterm_reaches_the_command(room: Room) -> None:
+STAYS = """
+import os, sys, time
+for _ in range(3):
+    if not os.fork():
+        os.setsid()
+        if os.fork(): os._exit(0)
+        os.close(1); os.close(2)
+        open(sys.argv[1] + f"/{os.getpid()}", "w").close()
+        time.sleep(600)
+while len(os.listdir(sys.argv[1])) < 3: time.sleep(0.01)
+print("ready", flush=True)
+if sys.argv[2] == "stay": time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "hung up", "its parent dies"])
+def test_nothing_outlives_the_room(room: Room, wall: Sandbox, how: str) -> None:
+    argv = wall.wrap([sys.executable, "-c", STAYS, str(room.output), "go" if how == "ends" else "stay"], room)
+    parent = "import subprocess, sys; sys.exit(subprocess.run(sys.argv[1:]).returncode)"
+    with subprocess.Popen(
+        [sys.executable, "-c", parent, *argv] if how == "its parent dies" else argv,
+        cwd=room.workdir,
+        env=dict(room.env),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as trial:
+        assert trial.stdout and trial.stdout.readline() == "ready\n"
+        inside = [] if how == "ends" else psutil.Process(trial.pid).children(recursive=True)
+        if how == "hung up":
+            trial.send_signal(signal.SIGHUP)
+        elif how == "its parent dies":
+            trial.kill()
+        trial.wait(20)
+    assert psutil.wait_procs(inside, timeout=20)[1] == []
+    named = [
+        process for process in psutil.process_iter(["cmdline"]) if str(room.output) in (process.info["cmdline"] or [])
+    ]
+    assert psutil.wait_procs(named, timeout=10)[1] == []
+
+
+def test_sigterm_reaches_the_command(room: Room, wall: Sandbox) -> None:
     code = """
 import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(f"saved"))
 print("ready", flush=True)
 signal.pause()
 """
-    argv = LIMITED.wrap([sys.executable, "-c", code], room)
+    argv = wall.wrap([sys.executable, "-c", code], room)
     with subprocess.Popen(argv, cwd=room.workdir, env=dict(room.env), stdout=-1, stderr=-1, text=True) as trial:
         assert trial.stdout and trial.stdout.readline() == "ready\n"
         trial.terminate()
@@ -163,7 +278,7 @@ signal.pause()
 
 def test_the_room_closes_when_its_guard_is_killed(room: Room) -> None:
     code = "import time; print('ready', flush=True); time.sleep(600)"
-    argv = LIMITED.wrap([sys.executable, "-c", code], room)
+    argv = Bubblewrap(SMALL).wrap([sys.executable, "-c", code], room)
     with subprocess.Popen(argv, cwd=room.workdir, env=dict(room.env), stdout=subprocess.PIPE, text=True) as trial:
         assert trial.stdout and trial.stdout.readline() == "ready\n"
         inside = psutil.Process(trial.pid).children(recursive=True)
@@ -173,11 +288,11 @@ def test_the_room_closes_when_its_guard_is_killed(room: Room) -> None:
     assert psutil.wait_procs(inside, timeout=10)[1] == []
 
 
-def test_the_probe_finds_nothing_in_a_sandbox(tmp_path: Path, repository: Path) -> None:
+def test_the_probe_finds_nothing_in_a_sandbox(tmp_path: Path, repository: Path, wall: Sandbox) -> None:
     heldout = tmp_path / "heldout"
     heldout.mkdir()
     (heldout / "val").write_text("x")
-    found = probe(LIMITED, repository / ".research" / "x", repository, holdout=[heldout], protected=["prepare.py"])
+    found = probe(wall, repository / ".research" / "x", repository, holdout=[heldout], protected=["prepare.py"])
     assert found == []
 
 
@@ -213,31 +328,28 @@ def test_a_sandbox_that_can_not_start_fails_the_probe(tmp_path: Path, repository
     assert "keep the probe from running" in probe(sandbox, tmp_path / "home", repository)[0]
 
 
-def test_compile_cache_only_grows_and_takes_plain_files_only(tmp_path: Path) -> None:
-    kept, private = tmp_path / "kept", tmp_path / "private"
-    (private / "inductor").mkdir(parents=True)
-    (private / "inductor" / "a.py").write_text("first")
-    adopt_cache(private, kept)
-    second = tmp_path / "second"
-    lend_cache(kept, second)
-    assert (second / "inductor" / "a.py").read_text() == "first"
-    (second / "inductor" / "a.py").write_text("poisoned")
-    (second / "b.py").write_text("new")
-    (second / "link").symlink_to("/etc/passwd")
-    (second / "folder").symlink_to("/etc")
-    adopt_cache(second, kept)
-    found = {str(path.relative_to(kept)): path.read_text() for path in kept.rglob("*") if path.is_file()}
-    assert found == {"inductor/a.py": "first", "b.py": "new"}
-    (second / "big").write_bytes(b"x" * 2000)
-    adopt_cache(second, kept, most_bytes=1000)
-    assert not (kept / "big").exists()
+def test_a_small_program_runs_in_every_kind_of_room_at_once(tmp_path: Path, wall: Sandbox, room: Room) -> None:
+    assert rooms_fault(wall, tmp_path, "cpu", None, room.env) is None
 
 
-def test_container_engines_get_the_same_room(room: Room, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has a GPU")
+def test_a_device_that_is_not_there_is_a_fault_and_says_why(wall: Sandbox, room: Room) -> None:
+    fault = device_fault(wall, room, "cuda")
+    assert fault and fault.startswith("a kernel on the GPU does not run in the sandbox: the driver's library can't")
+
+
+def test_a_room_that_can_not_be_made_is_a_fault(room: Room) -> None:
+    sandbox = Bubblewrap(SMALL)
+    sandbox.bwrap = Path("/bin/false")
+    fault = device_fault(sandbox, room, "cpu")
+    assert fault and fault.startswith("a program does not run in the sandbox")
+
+
+def test_container_engines_get_the_same_room(room: Room, tmp_path: Path, monkeypatch) -> None:
     engine = tmp_path / "podman"
     engine.write_text("#!/bin/sh\n")
     engine.chmod(0o755)
-    os.environ["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     argv = Container("podman", "image:1", SMALL).wrap(["python", "train.py"], room)
     for option in (
         "--network=none",

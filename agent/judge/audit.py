@@ -125,9 +125,7 @@ def audit(
     tested = {name: compare(program, pair)("baseline", "final") for name, pair in tests.items()}
     before, after = _mean(table["baseline"]), _mean(table["final"])
     gain, rounds = better("baseline", "final"), len(table["final"])
-    report = AuditReport(
-        baseline=start, final=final, before=before, after=after, gain=gain, rounds=rounds, test=tested
-    )
+    report = AuditReport(baseline=start, final=final, before=before, after=after, gain=gain, rounds=rounds, test=tested)
     for name, difference in {program.metric.name: report.gain, **report.test}.items():
         say(f"{name}: the final commit is better than the baseline by {difference} ({report.rounds} fresh seeds)")
     if not (ablate or prune):

@@ -140,9 +140,7 @@ def decide(
     return _look(program, Gap.between(program, held, fresh, noise), len(held), simpler, rule)
 
 
-def gain(
-    program: Program, baseline: Trials, final: Trials, noise: Noise
-) -> tuple[float, tuple[float, float]] | None:
+def gain(program: Program, baseline: Trials, final: Trials, noise: Noise) -> tuple[float, tuple[float, float]] | None:
     """What a night may claim: how much better the final commit's counted mean is than the baseline's, and its
     95% interval, in the metric's unit. None: the noise is not measured."""
     if noise.sigma is None:

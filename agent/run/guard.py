@@ -1,53 +1,31 @@
-"""Stands outside the room for as long as a trial lives: limits what it takes, and ends it with its parent.
+"""Stands between this program and a room for as long as it lives: limits what the room takes, and ends it for sure.
 
-Run as a script by its path, isolated from the commit under test, so it imports the standard library only:
-`python -I -S guard.py LIMITS_JSON BWRAP OPTIONS... COMMAND...`. It exits with the command's own status.
+Run as a script by its path, isolated from the commit under test: `python -I -S guard.py LIMITS_JSON COMMAND...`, where
+the command makes the room (bwrap, or wall.py) and exits with the status of what runs in it, and so does this.
+SIGTERM asks what runs in the room to end; SIGHUP, also sent by the kernel when the loop dies, ends everything at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
-import platform
+import pwd
 import resource
 import signal
-import struct
+import socket
 import sys
 import time
+
+sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from agent.run import syscalls  # noqa: E402
+from agent.run.wall import USER  # noqa: E402
 
 PAGE = resource.getpagesize()
 POLL_SECONDS = 0.05
 OVER_LIMIT = 77  # exit status of a trial that was ended here; the reason is its last line on stderr
-PR_SET_PDEATHSIG = 1
-
-# System calls with no use in training that namespaces don't contain: kernel keyrings, bpf, perf, io_uring,
-# userfaultfd, and sockets beyond the network namespace (vsock reaches a virtual machine's host).
-ARCHES = {
-    "x86_64": (0xC000003E, 41, (250, 248, 249, 321, 298, 425, 426, 427, 323, 246, 320, 175, 313, 176)),
-    "aarch64": (0xC00000B7, 198, (219, 217, 218, 280, 241, 425, 426, 427, 282, 104, 294, 105, 273, 106)),
-}
-SOCKETS = (1, 2, 10, 16)  # AF_UNIX, AF_INET, AF_INET6, AF_NETLINK
-
-
-def seccomp() -> bytes:
-    """A classic BPF program (see seccomp(2)): EPERM for ARCHES' calls and for sockets not in SOCKETS."""
-    arch, socket, denied = ARCHES[platform.machine()]
-
-    def step(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
-        return struct.pack("HBBI", code, yes, no, k)
-
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
-    allow, refuse, kill = 0x7FFF0000, 0x00050001, 0x80000000
-    code = [step(load, 4), step(equal, arch, 1, 0), step(give, kill), step(load, 0)]
-    code += [step(at_least, 0x40000000, 0, 1), step(give, refuse)]  # the x32 numbers of x86_64
-    for call in denied:
-        code += [step(equal, call, 0, 1), step(give, refuse)]
-    code += [step(equal, socket, 1, 0), step(give, allow), step(load, 16)]
-    for family in SOCKETS:
-        code += [step(equal, family, 0, 1), step(give, allow)]
-    return b"".join([*code, step(give, refuse)])
+USERS = range(64100, 65000)  # user ids for rooms without namespaces, below the 65,536 that most containers map
 
 
 def processes() -> dict[int, tuple[int, int]]:
@@ -88,9 +66,9 @@ def private_bytes(pid: int) -> int:
     return (int(resident) - int(shared)) * PAGE
 
 
-def folder_size(folder: str, files: int) -> tuple[int, int]:
-    """(bytes on disk, entries) below `folder`; the count stops soon after `files`."""
-    size, count, waiting = 0, 0, [folder]
+def folder_size(folders: list[str], files: int) -> tuple[int, int]:
+    """(bytes on disk, entries) below the folders; the count stops soon after `files`."""
+    size, count, waiting = 0, 0, list(folders)
     while waiting and count <= files:
         try:
             entries = list(os.scandir(waiting.pop()))
@@ -107,93 +85,167 @@ def folder_size(folder: str, files: int) -> tuple[int, int]:
     return size, count
 
 
-def excess(root: int, limits: dict, look_at_disk: bool) -> str | None:
-    """What is over its limit, in words; None when all is well."""
-    running = tree(root)
+def excess(limits: dict, look_at_disk: bool) -> str | None:
+    """What is over its limit, in words; None: nothing."""
+    running = tree(os.getpid())
+    memory = sum(map(private_bytes, running))
+    if memory > limits["memory"]:
+        return f"{memory / 1e9:.1f} GB of memory, over the limit of {limits['memory'] / 1e9:.1f} GB"
     if (threads := sum(running.values())) > limits["processes"]:
         return f"{threads} processes and threads, over the limit of {limits['processes']}"
-    if (memory := sum(map(private_bytes, running))) > limits["memory"]:
-        return f"{memory / 1e9:.1f} GB of memory, over the limit of {limits['memory'] / 1e9:.1f} GB"
-    if look_at_disk:
-        size, count = folder_size(limits["output"], limits["files"])
-        if size > limits["disk"]:
-            return f"{size / 1e9:.1f} GB written, over the limit of {limits['disk'] / 1e9:.1f} GB"
-        if count > limits["files"]:
-            return f"more than {limits['files']} files written"
+    if not look_at_disk:
+        return None
+    size, files = folder_size(limits["folders"], limits["files"])
+    if size > limits["disk"]:
+        return f"{size / 1e9:.1f} GB written, over the limit of {limits['disk'] / 1e9:.1f} GB"
+    if files > limits["files"]:
+        return f"more than {limits['files']} files written"
     return None
 
 
-def start(argv: list[str], limits: dict) -> int:
-    """Start bwrap in a session of its own, with its limits; returns its pid."""
-    rules = os.memfd_create("seccomp", 0) if platform.machine() in ARCHES else None
-    if rules is not None:
-        os.write(rules, seccomp())
-        os.lseek(rules, 0, os.SEEK_SET)
-        argv = [argv[0], "--seccomp", str(rules), *argv[1:]]
+def own_user(limits: dict) -> tuple[int, socket.socket] | None:
+    """A user id that no other room has, and what holds it as long as this process lives; None: not needed.
+
+    The folders in limits["own"] become that user's. Only root can do so. Raises OSError.
+    """
+    if limits["own"] is None:
+        return None
+    user, held = free_user()
+    for folder in limits["own"]:
+        for path, _, names in os.walk(folder):
+            for name in ["", *names]:
+                os.lchown(os.path.join(path, name), user, user)
+    return user, held
+
+
+def free_user() -> tuple[int, socket.socket]:
+    """The first of USERS that has no account and no room; a name in the kernel, gone with this process, says so."""
+    for user in USERS:
+        try:
+            pwd.getpwuid(user)
+        except KeyError:
+            held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            with contextlib.suppress(OSError):
+                held.bind(f"\0overnight-user-{user}")
+                return user, held
+            held.close()
+    raise OSError(f"all user ids from {USERS.start} to {USERS.stop} are taken")
+
+
+def ask_to_end(child: int, layers: int) -> None:
+    """SIGTERM to what runs in the room, not to the `layers` of processes that make it: bwrap would end at once."""
+    everything = processes()
+    spared, generation = set(), {child}
+    for _ in range(layers):
+        spared |= generation
+        generation = {pid for pid, (parent, _) in everything.items() if parent in generation}
+    for pid in tree(os.getpid()):
+        if pid not in spared:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def start(argv: list[str], limits: dict, user: int | None) -> int:
+    """Start what makes the room in a session of its own, with its limits; returns its pid."""
+    filter_end = None
+    if limits["filter"]:  # for bwrap, which wants it as an open file
+        filter_end = os.memfd_create("seccomp", 0)
+        os.write(filter_end, bytes.fromhex(limits["filter"]))
+        os.lseek(filter_end, 0, os.SEEK_SET)
+        argv = [argv[0], "--seccomp", str(filter_end), *argv[1:]]
     guard, pid = os.getpid(), os.fork()
     if pid:
-        if rules is not None:
-            os.close(rules)
+        if filter_end is not None:
+            os.close(filter_end)
         return pid
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         os.setsid()
-        die_with_parent(guard)
+        syscalls.die_with_parent(guard, signal.SIGKILL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits["disk"], limits["disk"]))
         resource.setrlimit(resource.RLIMIT_DATA, (limits["segment"], limits["segment"]))
+        if user is not None:  # the kernel counts the processes of a user; of root it counts none
+            resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out all the same, this is what the kernel ends first
-        os.execve(argv[0], argv, {})  # bwrap's own environment can be read in the room as /proc/1/environ
+        # an empty environment: bwrap's own can be read in the room as /proc/1/environ
+        os.execve(argv[0], argv, {} if user is None else {USER: str(user)})
     except OSError as error:
         print(f"sandbox: {argv[0]} does not start: {error}", file=sys.stderr, flush=True)
     os._exit(127)
 
 
-def die_with_parent(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)  # it was gone before we asked
+def end_everything(user: int | None) -> None:
+    """SIGKILL to all that was started here, again until nothing is left. Orphans are children of this process, and
+    where the room has a user of its own, all that this user runs is the room's."""
+    until = time.monotonic() + 10
+    while (left := tree(os.getpid())) and time.monotonic() < until:
+        if user is not None and not (pid := os.fork()):
+            os.setresuid(user, user, user)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+            os._exit(0)
+        for pid in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            wait_for_child(0.02)
 
 
-def main() -> int:
-    limits, argv = json.loads(sys.argv[1]), sys.argv[2:]
-    die_with_parent(os.getppid())
-    child = 0
-
-    def ask_to_end(*_: object) -> None:
-        """SIGTERM to the command and what it started; bwrap's own two processes would end at once of it."""
-        everything = processes()
-        for pid in tree(child):
-            if pid in everything and everything[pid][0] != child:
-                with contextlib.suppress(OSError):
-                    os.kill(pid, signal.SIGTERM)
-
-    child = start(argv, limits)
-    with contextlib.suppress(OSError):  # for root, whose processes the kernel doesn't count, this must come first
-        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    signal.signal(signal.SIGTERM, ask_to_end)
-    pause, disk_at = POLL_SECONDS, 0.0
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
-        began, worked = time.monotonic(), time.thread_time()
-        if reason := excess(child, limits, look_at_disk=began >= disk_at):
-            print(f"\nsandbox: {reason}; the trial was ended", file=sys.stderr, flush=True)
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            return OVER_LIMIT
-        cost = time.thread_time() - worked
-        pause = max(POLL_SECONDS, 50 * cost)  # watching takes at most 2% of a core
-        disk_at = disk_at if began < disk_at else began + max(0.5, 20 * cost)
-        wait_for_child(pause)
+def ended_children(child: int) -> int | None:
+    """Let the kernel forget children that have ended; the status of `child` once it is among them."""
+    status = None
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            status = ended[1] if ended[0] == child else status
+    return status
 
 
 def wait_for_child(seconds: float) -> None:
     """Sleep, but wake at once when a child ends."""
     signal.sigtimedwait([signal.SIGCHLD], seconds)
+
+
+def main() -> int:
+    limits, argv = json.loads(sys.argv[1]), sys.argv[2:]
+    asked: list[int] = []
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _: asked.append(number))
+    syscalls.die_with_parent(os.getppid(), signal.SIGHUP)
+    syscalls.adopt_orphans()
+    try:
+        mine = own_user(limits)
+        user = mine[0] if mine else None
+        child = start(argv, limits, user)
+    except OSError as error:
+        print(f"sandbox: the room can't be made: {error}", file=sys.stderr, flush=True)
+        return 127
+    with contextlib.suppress(OSError):  # for root, whose processes the kernel doesn't count, this must come first
+        os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+    pause, disk_at = POLL_SECONDS, 0.0
+    while True:
+        if signal.SIGHUP in asked:
+            end_everything(user)
+            return 128 + signal.SIGKILL
+        if signal.SIGTERM in asked:
+            asked.clear()
+            ask_to_end(child, limits["layers"])
+        if (status := ended_children(child)) is not None:
+            end_everything(user)
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        began, worked = time.monotonic(), time.thread_time()
+        if reason := excess(limits, look_at_disk=began >= disk_at):
+            print(f"\nsandbox: {reason}; the trial was ended", file=sys.stderr, flush=True)
+            end_everything(user)
+            return OVER_LIMIT
+        cost = time.thread_time() - worked
+        pause = max(POLL_SECONDS, 50 * cost)  # watching takes at most 2% of a core
+        disk_at = disk_at if began < disk_at else began + max(0.5, 20 * cost)
+        wait_for_child(pause)
 
 
 if __name__ == "__main__":

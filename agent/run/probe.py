@@ -1,4 +1,5 @@
-"""The self-probe: before the first trial, try to break out of the very room that trials will run in.
+"""The self-probe: before the first trial, try to break out of the very rooms that trials will run in, and run a kernel
+on the device in them.
 
 Everything it tries to reach is real and planted by the probe itself (a file with a secret, a process, a
 listener), so that a sandbox which does nothing fails every check; tests/test_sandbox.py shows that.
@@ -7,6 +8,7 @@ listener), so that a sandbox which does nothing fails every check; tests/test_sa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -19,9 +21,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from agent.run.sandbox import Bubblewrap, Room, Sandbox
+from agent.program import Device
+from agent.run.sandbox import Room, Sandbox
 
+KERNEL = Path(__file__).with_name("kernel_probe.py")
 TIMEOUT_SECONDS = 60.0
 DAEMON_SECONDS = 5.0  # how long the probe's stray process lives where nothing ends it
 
@@ -88,8 +93,8 @@ def probe(
 ) -> list[str]:
     """Try to break out of rooms as the executor makes them; what succeeded, empty when the sandbox holds.
 
-    `home` is the run's folder (ledger, slots), `protected` names files of `repository`. About 0.3 s. Where
-    only the container's /proc can be had, seeing the names of its processes is not counted.
+    `home` is the night's folder (ledger, slots), `protected` names files of `repository`. About 0.5 s. What the sandbox
+    says of itself that it does not hold (Sandbox.weaker) is not counted.
     """
     environment = dict(env or {"PATH": os.environ.get("PATH", os.defpath)})
     home.mkdir(parents=True, exist_ok=True)
@@ -100,41 +105,72 @@ def probe(
                 plan["write"] += [str(repository / name), str(folder / "work" / Path(name).name)]
         plan["list"] += [str(path) for path in holdout]
         plan["gpus"] = 0 if slot is None else 1
-        lent = folder / "data"
-        room = Room(
+        training = Room(
+            "training",
             folder / "work",
             folder / "output",
-            data=(*data, lent),
-            hidden=(*holdout, lent / "heldout"),
+            folder / "scratch",
+            data=(*(path for path in data if path.exists()), folder / "data"),
+            hidden=(*holdout, folder / "data" / "heldout"),
             slot=slot,
             env=environment,
         )
-        done = _attempt(sandbox, room, [], plan)
+        done = _attempt(sandbox, training, plan)
         if _outlived(folder / "output" / "alive"):
             done.append("leave a process behind that outlives the trial")
-        judge = Room(
-            room.workdir,
-            room.output,
-            data=(*room.data, *(path for path in holdout if path.exists())),
-            hidden=room.hidden,
-            slot=slot,
-            env=environment,
-            nested=True,
-        )
-        if prefix := sandbox.inner(judge):
-            plan |= {"outlive": "", "create": [*plan["create"], str(room.output)]}
-            done += [f"in the evaluation: {what}" for what in _attempt(sandbox, judge, prefix, plan)]
-    if isinstance(sandbox, Bubblewrap) and not sandbox.fresh_proc:
-        done = [what for what in done if not what.endswith("see a process of the host")]
-    # the evaluation's model may see the evaluator's processes where /proc can't be mounted twice: they hold
-    # nothing that it could read, and the planted one is not among them
+        plan |= {"outlive": "", "create": [*plan["create"], str(training.output)]}
+        model = dataclasses.replace(training, kind="model", data=())
+        done += [f"as the model in an evaluation: {what}" for what in _attempt(sandbox, model, plan)]
     return done
 
 
-def _attempt(sandbox: Sandbox, room: Room, prefix: Sequence[str], plan: Mapping) -> list[str]:
-    argv = sandbox.wrap([*prefix, sys.executable, "-I", "-c", SCRIPT, json.dumps(plan)], room)
+def device_fault(sandbox: Sandbox, room: Room, device: Device) -> str | None:
+    """Run a small kernel on the device in this room; why that does not work, in one line, or None."""
+    return _kernel_results([_kernel(sandbox, room, device)], device)
+
+
+def rooms_fault(sandbox: Sandbox, home: Path, device: Device, slot: int | None, env: Mapping[str, str]) -> str | None:
+    """The same in every kind of room at once, as training, an evaluation and its models may run side by side."""
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=home) as name:
+        for part in ("work", "output", "training", "evaluation", "model"):
+            Path(name, part).mkdir()
+        kinds: tuple[Literal["training", "evaluation", "model"], ...] = ("training", "evaluation", "model")
+        rooms = [
+            Room(kind, Path(name, "work"), Path(name, "output"), Path(name, kind), slot=slot, env=env) for kind in kinds
+        ]
+        return _kernel_results([_kernel(sandbox, room, device) for room in rooms], device)
+
+
+def _kernel(sandbox: Sandbox, room: Room, device: Device) -> subprocess.Popen[str]:
+    command = [sys.executable, "-I", "-S", "-c", KERNEL.read_text(), device]
+    return subprocess.Popen(
+        sandbox.wrap(command, room),
+        env=dict(room.env),
+        cwd=room.workdir,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _kernel_results(running: Sequence[subprocess.Popen[str]], device: Device) -> str | None:
+    faults = []
+    for process in running:
+        try:
+            said, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            said = f"no answer within {TIMEOUT_SECONDS:g} s"
+        if process.returncode or "ok" not in said.split():
+            faults.append((said.strip().splitlines() or ["nothing was said"])[-1])
+    what = "a kernel on the GPU" if device == "cuda" else "a program"
+    return f"{what} does not run in the sandbox: {faults[0]}" if faults else None
+
+
+def _attempt(sandbox: Sandbox, room: Room, plan: Mapping) -> list[str]:
     ran = subprocess.run(
-        argv,
+        sandbox.wrap([sys.executable, "-I", "-c", SCRIPT, json.dumps(plan)], room),
         env={**room.env, "RESEARCH_PROBE_KEY": plan["secret"]},
         cwd=room.workdir,
         stdin=subprocess.DEVNULL,
@@ -148,7 +184,8 @@ def _attempt(sandbox: Sandbox, room: Room, prefix: Sequence[str], plan: Mapping)
         said = (ran.stderr.strip().splitlines() or ["nothing"])[-1]
         return [f"keep the probe from running (exit code {ran.returncode}: {said})"]
     made = [path for path in plan["create"] if (Path(path) / plan["mark"]).exists()]
-    return [*done, *(f"create files in {path}" for path in made)]
+    done = [*done, *(f"create files in {path}" for path in made)]
+    return [what for what in done if not any(what == known for known in sandbox.known)]
 
 
 def _outlived(lock: Path) -> bool:
@@ -170,7 +207,7 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-", dir=home)))
         elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-")))
-        for name in ("work", "output", "data/heldout"):
+        for name in ("work", "output", "scratch", "data/heldout"):
             (folder / name).mkdir(parents=True)
         places = [
             Path.home() / f".{mark}",

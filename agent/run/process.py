@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -68,6 +69,10 @@ class Cancel:
             self.asked, self.now = True, self.now or now
             if self._writer >= 0:
                 os.write(self._writer, b"x")
+
+    def wait(self, seconds: float) -> None:
+        """At most so long; a request ends the wait."""
+        select.select([self.reader], [], [], seconds)
 
     def close(self) -> None:
         with self._lock:
@@ -152,14 +157,16 @@ def run_process(
     cancel: Cancel,
     on_line: Callable[[str], None] = lambda line: None,
     apart: bool = False,
-    sample: Callable[[], None] = lambda: None,
+    sample: Callable[[set[int]], None] = lambda pids: None,
     record: Path | None = None,
     grace: float = 5.0,
+    guarded: bool = False,
 ) -> Ended:
     """Run `argv` until it ends, its limit passes or it is cancelled; then end all that is left of it.
 
     `on_line` gets each cleaned line of its output; where `apart`, of stdout alone, and stderr goes to the log
-    only. `sample` is called about once a second. At the limit: SIGTERM to the group, `grace` seconds, SIGKILL
+    only. `sample` gets the ids of its processes about once a second. Where `guarded`, the command is a guard that ends
+    all it has started on SIGHUP, and is given time to. At the limit: SIGTERM to the group, `grace` seconds, SIGKILL
     to everything. `record` names the command on disk while it runs, so that `reap` can end it after a crash
     of this program. The calling thread stays here all the while: the kernel ties the command to it.
     """
@@ -185,7 +192,7 @@ def run_process(
                 reader.read(min(look_at, kill_at if stopped else limit.at) - time.monotonic())
                 if (now := time.monotonic()) >= look_at:
                     peak = max(peak, tree.look())
-                    sample()
+                    sample({process.pid, *(seen.pid for seen in tree.seen)})
                     look_at = now + max(1.0, 50 * (time.monotonic() - now))  # at most 2% of a core
                 if not stopped and (cancel.asked or now >= limit.at):
                     stopped = "interrupted" if cancel.asked else limit.why
@@ -195,6 +202,8 @@ def run_process(
                     break
         finally:
             seconds = time.monotonic() - started
+            if guarded:
+                hang_up(process.pid)
             tree.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # unkillable only inside a driver
                 process.wait(10)
@@ -203,6 +212,19 @@ def run_process(
                 record.unlink(missing_ok=True)
     code = process.returncode if process.returncode is not None else -signal.SIGKILL
     return Ended(code, stopped, seconds, peak)
+
+
+def hang_up(pid: int, seconds: float = 12.0) -> None:
+    """SIGHUP to a guard, and wait until it has ended what it guards and itself, or `seconds` have passed."""
+    with contextlib.suppress(psutil.Error):
+        guard = psutil.Process(pid)
+        if guard.status() != psutil.STATUS_ZOMBIE:
+            guard.send_signal(signal.SIGHUP)
+            ended = os.pidfd_open(pid)
+            try:
+                select.select([ended], [], [], seconds)
+            finally:
+                os.close(ended)
 
 
 class _Reader:
@@ -285,6 +307,7 @@ def reap(home: Path) -> int:
                 process = psutil.Process(noted["pid"]) if noted["pid"] else None
                 if process and abs(process.create_time() - noted["created"]) < 2:
                     top = process
+                    hang_up(process.pid)  # a guard ends what it guards; any other command just ends
             ended += Tree(top, noted["mark"]).kill() + (top is not None)
             if top:
                 psutil.wait_procs([top], timeout=10)

