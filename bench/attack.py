@@ -26,6 +26,7 @@ from agent.judge.integrity import check_edit
 from agent.program import parse_program
 from agent.propose.edits import apply_edits, parse_reply
 from agent.run.bubblewrap import Bubblewrap
+from agent.run.landlock import Landlock
 from agent.run.sandbox import Limits, Sandbox
 from bench.arena import ATTACKS, PROGRAM, Arena, Result
 from bench.leaks import LEAK_SLOTS, Leaks
@@ -57,6 +58,8 @@ def attacks(only: list[str]) -> list[Path]:
     return sorted((path for path in found if not only or path.stem in only), key=lambda path: path.stem)
 
 
+KNOWN = {"landlock": {"key_proc_cmdline"}}  # what a wall says of itself that it does not hold (Sandbox.weaker)
+WALLS: dict[str, type[Bubblewrap] | type[Landlock]] = {"bubblewrap": Bubblewrap, "landlock": Landlock}
 Place = TypeVar("Place", Arena, Leaks)
 
 
@@ -68,7 +71,7 @@ def arena(kind: type[Place], sandbox: Sandbox) -> Iterator[Place]:
         yield kind(Path(folder).resolve(), sandbox, stack)
 
 
-def run_all(paths: list[Path], workers: int) -> Iterator[Result]:
+def run_all(paths: list[Path], workers: int, wall: type[Bubblewrap] | type[Landlock]) -> Iterator[Result]:
     """Run the attacks in `workers` arenas side by side, and the leaks in one more; results as they come in."""
     yield from (reply_attack(path) for path in paths if path.suffix == ".md")
     leaks = [path for path in paths if path.parent.name == "leaks"]
@@ -86,9 +89,9 @@ def run_all(paths: list[Path], workers: int) -> Iterator[Result]:
     with contextlib.ExitStack() as stack:
         jobs: list[tuple[Arena | Leaks, list[Path]]] = []
         for _ in range(min(workers, len(hostile))):
-            jobs.append((stack.enter_context(arena(Arena, Bubblewrap(SMALL))), hostile))
+            jobs.append((stack.enter_context(arena(Arena, wall(SMALL))), hostile))
         if leaks:
-            jobs += [(stack.enter_context(arena(Leaks, Bubblewrap())), leaks)] * LEAK_SLOTS
+            jobs += [(stack.enter_context(arena(Leaks, wall())), leaks)] * LEAK_SLOTS
         pool = stack.enter_context(ThreadPoolExecutor(len(jobs) or 1))
         running = [pool.submit(work, *job) for job in jobs]
         for _ in jobs:
@@ -102,11 +105,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.attack", description=__doc__, allow_abbrev=False)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="attacks to run; all by default")
     parser.add_argument("--workers", type=int, default=3, help="arenas side by side")
+    parser.add_argument("--sandbox", choices=WALLS, default="bubblewrap", help="the wall to attack")
     arguments = parser.parse_args()
     results, chosen = [], []
     try:
         chosen = attacks(arguments.only)
-        for result in run_all(chosen, arguments.workers):
+        for result in run_all(chosen, arguments.workers, WALLS[arguments.sandbox]):
             results.append(result)
             what = "blocked" if result.blocked else "SUCCEEDED: " + "; ".join([*result.harm, f"next: {result.honest}"])
             how = result.outcome if result.outcome != "not run" else f"refused: {result.refused}"
@@ -118,9 +122,10 @@ def main() -> int:
     blocked = sum(result.blocked for result in results)
     early = sum(bool(result.refused) for result in results)
     total = len(chosen)
-    print(f"{blocked} of {total} blocked; {early} were refused before they ran as well")
-    print(json.dumps({"blocked": blocked, "total": total}))
-    return 0 if results and blocked == total else 1
+    known = sorted({result.name for result in results if not result.blocked} & KNOWN.get(arguments.sandbox, set()))
+    print(f"{blocked} of {total} blocked; {early} were refused before they ran as well; known of this wall: {known}")
+    print(json.dumps({"sandbox": arguments.sandbox, "blocked": blocked, "known": len(known), "total": total}))
+    return 0 if results and blocked + len(known) == total else 1
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Does the sandbox cost a GPU anything, and does it hide the other GPUs? For a machine with an NVIDIA GPU.
 
-    python -m bench.sandbox_gpu [--seconds 10] [--rounds 3] [--slot 0]
+    python -m bench.sandbox_gpu [--seconds 10] [--rounds 3] [--slot 0] [--sandbox bubblewrap landlock]
 
 Runs the same matrix products and a small trained MLP outside and inside the room of one slot, in turns, and
-compares the speed; then lists what CUDA and /dev show in the room. Ends with a line of JSON; exit code 1 unless
-the speed is within 2% and one GPU is seen.
+compares the speed, for each kind of wall; then tells which GPUs can be seen and opened in the room. Ends with a line of
+JSON; exit code 1 unless the speed is within 2% and one GPU is seen.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import tempfile
 from pathlib import Path
 
 from agent.errors import Failure
-from agent.run.gpu import visible_gpus
-from agent.run.probe import probe
-from agent.run.sandbox import Bubblewrap, Room, Sandbox, Unsandboxed
+from agent.run.gpu import Gpu, visible_gpus
+from agent.run.probe import probe, rooms_fault
+from agent.run.sandbox import Room, Sandbox, Unsandboxed, choose_sandbox
 
 WITHIN = 0.02
 WORK = """
-import glob, json, sys, time
+import json, sys, time
 import torch
 torch.manual_seed(0)
 model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, dtype=torch.bfloat16) for _ in range(8))).cuda()
@@ -45,7 +45,10 @@ while time.monotonic() - began < float(sys.argv[1]):
     for _ in range(20): step()
     torch.cuda.synchronize()
     steps += 20
-seen = sorted(glob.glob("/dev/nvidia[0-9]*"))
+def opens(path):
+    try: return bool(open(path, "rb+", buffering=0))
+    except OSError: return False
+seen = [path for path in (f"/dev/nvidia{n}" for n in range(64)) if opens(path)]
 print(json.dumps({"rate": steps / (time.monotonic() - began), "gpus": torch.cuda.device_count(), "nodes": seen}))
 """
 
@@ -60,44 +63,61 @@ def run(sandbox: Sandbox, room: Room, seconds: float) -> dict:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
+def compare(sandbox: Sandbox, gpu: Gpu, seconds: float, rounds: int) -> dict:
+    """Speed outside and inside, in turns; the probe; the GPUs that are seen. Raises Failure."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        work, output, scratch = (Path(folder, name) for name in ("work", "output", "scratch"))
+        for part in (work, output, scratch):
+            part.mkdir()
+        room = Room("training", work, output, scratch, slot=gpu.index, env=environment(gpu.uuid))
+        found = probe(sandbox, Path(folder) / "home", Path.cwd(), slot=gpu.index, env=room.env)
+        fault = rooms_fault(sandbox, Path(folder), "cuda", gpu.index, room.env)
+        inside, outside = [], []
+        for _ in range(rounds):
+            outside.append(run(Unsandboxed(), room, seconds))
+            inside.append(run(sandbox, room, seconds))
+    rate_in, rate_out = (statistics.median(run["rate"] for run in runs) for runs in (inside, outside))
+    return {
+        "sandbox": sandbox.name,
+        "outside_steps_s": round(rate_out, 1),
+        "inside_steps_s": round(rate_in, 1),
+        "ratio": round(rate_in / rate_out, 4),
+        "gpus_in_room": inside[-1]["gpus"],
+        "devices_in_room": inside[-1]["nodes"],
+        "escapes": found,
+        "fault": fault,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.sandbox_gpu")
     parser.add_argument("--seconds", type=float, default=10.0, help="of each run")
     parser.add_argument("--rounds", type=int, default=3, help="runs outside and inside, in turns")
     parser.add_argument("--slot", type=int, default=0, help="the GPU, as counted by nvidia-smi among the visible ones")
+    parser.add_argument("--sandbox", nargs="+", default=["bubblewrap", "landlock"], help="the walls to compare")
     arguments = parser.parse_args()
     try:
         gpus = visible_gpus()
         if arguments.slot >= len(gpus):
             raise Failure(f"there are {len(gpus)} GPUs: --slot {arguments.slot} is none of them")
-        gpu, sandbox = gpus[arguments.slot], Bubblewrap()
-        with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
-            room = Room(Path(folder) / "work", Path(folder) / "output", slot=gpu.index, env=environment(gpu.uuid))
-            room.workdir.mkdir()
-            room.output.mkdir()
-            found = probe(sandbox, Path(folder) / "home", Path.cwd(), slot=gpu.index, env=room.env)
-            inside, outside = [], []
-            for _ in range(arguments.rounds):
-                outside.append(run(Unsandboxed(), room, arguments.seconds))
-                inside.append(run(sandbox, room, arguments.seconds))
-                print(
-                    f"outside {outside[-1]['rate']:8.1f} steps/s   inside {inside[-1]['rate']:8.1f} steps/s", flush=True
-                )
+        rows = []
+        print("| wall | outside, steps/s | inside, steps/s | ratio | GPUs in the room | devices that open | escapes |")
+        print("|" + " --- |" * 7)
+        for name in arguments.sandbox:
+            row = compare(choose_sandbox(name), gpus[arguments.slot], arguments.seconds, arguments.rounds)
+            rows.append(row)
+            print("| " + " | ".join(str(row[key]) for key in row if key != "fault") + " |", flush=True)
     except Failure as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
-    rate_in, rate_out = (statistics.median(run["rate"] for run in runs) for runs in (inside, outside))
-    last = inside[-1]
-    print(f"the probe broke out by: {found or 'nothing'}")
-    print(f"in the room: {last['gpus']} GPU, device files {last['nodes']}; on the machine: {len(gpus)}")
-    result = {
-        "ratio": round(rate_in / rate_out, 4),
-        "gpus_in_room": last["gpus"],
-        "gpus_on_machine": len(gpus),
-        "escapes": len(found),
-    }
-    print(json.dumps(result))
-    good = rate_in >= rate_out * (1 - WITHIN) and last["gpus"] == len(last["nodes"]) == 1 and not found
+    print(json.dumps({"gpus_on_machine": len(gpus), "walls": rows}))
+    good = all(
+        row["ratio"] >= 1 - WITHIN
+        and row["gpus_in_room"] == len(row["devices_in_room"]) == 1
+        and not row["escapes"]
+        and not row["fault"]
+        for row in rows
+    )
     return 0 if good else 1
 
 

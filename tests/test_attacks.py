@@ -17,7 +17,7 @@ from agent.records import Measurement
 from agent.run.bubblewrap import Bubblewrap
 from agent.run.sandbox import Room, Unsandboxed
 from bench.arena import ATTACKS, Arena
-from bench.attack import arena, attacks, run_all
+from bench.attack import KNOWN, WALLS, arena, attacks, run_all
 from bench.leaks import Leaks
 
 ROOT = Path(__file__).parents[1]
@@ -35,11 +35,17 @@ CAUGHT_EITHER_WAY = {"write_evaluator_copy", "stay_silent"}  # by the executor, 
 
 
 @pytest.mark.timeout(900)
-def test_every_attack_is_blocked_and_the_next_experiment_unharmed() -> None:
+@pytest.mark.parametrize("wall", WALLS)
+def test_every_attack_is_blocked_and_the_next_experiment_unharmed(wall: str) -> None:
     chosen = attacks([])
     assert len(chosen) >= 40
-    results = list(run_all(chosen, workers=3))
-    assert {result.name: [*result.harm, result.honest] for result in results if not result.blocked} == {}
+    results = list(run_all(chosen, 3, WALLS[wall]))
+    failed = {result.name for result in results if not result.blocked}
+    assert {
+        result.name: [*result.harm, result.honest]
+        for result in results
+        if result.name in failed - KNOWN.get(wall, set())
+    } == {}
     assert sorted(result.name for result in results) == sorted(path.stem for path in chosen)
     assert all(result.sentence.endswith(".") for result in results)
 
@@ -91,5 +97,5 @@ def test_a_missing_sandbox_is_a_failure(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bench.attack", "--only", "net_udp"]
     ran = subprocess.run(Bubblewrap().wrap(command, room), capture_output=True, text=True, env=dict(room.env), cwd=ROOT)
     assert ran.returncode == 1
-    assert ran.stderr.startswith("error: no sandbox on this machine: ")
+    assert ran.stderr.startswith("error: bubblewrap can't run on this machine: ")
     assert json.loads(ran.stdout.splitlines()[-1]) == {"blocked": 0, "total": 1}

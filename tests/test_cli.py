@@ -10,7 +10,6 @@ import pytest
 from conftest import ROOT, git, make_repository
 from test_loop import PROGRAM, STORY, TRAIN, block, environment, night, write_replies
 
-from agent.doctor import slow_import
 from agent.program import load_program
 
 
@@ -75,14 +74,6 @@ def test_doctor_finds_this_machine_fit_and_names_what_is_not(project: Path):
     (project / "program.md").write_text("nothing\n")
     assert "names no metric" in agent("doctor", "--repo", str(project), expect=2)
     assert git(project, "status", "--porcelain") == "M program.md"
-
-
-def test_doctor_notices_modules_that_every_trial_would_compile_anew(tmp_path: Path):
-    package = tmp_path / "site-packages" / "torch"
-    package.mkdir(parents=True)
-    assert f"python -m compileall -q {package.parent}" in slow_import(package)
-    (package / "__pycache__").mkdir()
-    assert slow_import(package) == ""
 
 
 def test_audit_measures_a_night_again(project: Path, tmp_path: Path):

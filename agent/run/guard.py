@@ -25,6 +25,7 @@ from agent.run.wall import USER  # noqa: E402
 PAGE = resource.getpagesize()
 POLL_SECONDS = 0.05
 OVER_LIMIT = 77  # exit status of a trial that was ended here; the reason is its last line on stderr
+FILES = "OVERNIGHT_FILES"  # in the environment, `from:to from:to`: open files, and the numbers they shall have
 USERS = range(64100, 65000)  # user ids for rooms without namespaces, below the 65,536 that most containers map
 
 
@@ -209,7 +210,16 @@ def wait_for_child(seconds: float) -> None:
     signal.sigtimedwait([signal.SIGCHLD], seconds)
 
 
+def renumber_files() -> None:
+    """Give the files that were handed over the numbers under which the command expects them."""
+    for pair in os.environ.pop(FILES, "").split():
+        file, number = map(int, pair.split(":"))
+        os.dup2(file, number, inheritable=True)
+        os.close(file)
+
+
 def main() -> int:
+    renumber_files()
     limits, argv = json.loads(sys.argv[1]), sys.argv[2:]
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGHUP):

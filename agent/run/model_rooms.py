@@ -16,10 +16,12 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
+from agent.run.guard import FILES
 from agent.run.sandbox import Room, Sandbox
 
 CLIENT = Path(__file__).with_name("ask_for_room.py")
@@ -70,22 +72,21 @@ class ModelRooms:
         """One process, from the request to its end. This thread stays as long as the process does."""
         with asking:
             try:
-                pid = self._start(asking, number)
+                process = self._start(asking, number)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 with contextlib.suppress(OSError):
                     asking.sendall(json.dumps({"error": str(error)}).encode())
                 return
-            ended = os.pidfd_open(pid)
+            ended = os.pidfd_open(process.pid)
             select.select([asking, ended, self._wake], [], [])  # the asker speaks only to say that it shall end
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGHUP)
-            _, status = os.waitpid(pid, 0)
+            process.send_signal(signal.SIGHUP)
+            code = process.wait()
             os.close(ended)
             with contextlib.suppress(OSError):
-                asking.sendall(json.dumps({"code": os.waitstatus_to_exitcode(status)}).encode())
+                asking.sendall(json.dumps({"code": code}).encode())
 
-    def _start(self, asking: socket.socket, number: int) -> int:
-        """Read the request, and start its command with the asker's files under their numbers there."""
+    def _start(self, asking: socket.socket, number: int) -> subprocess.Popen[bytes]:
+        """Read the request, and start its command with the asker's files, which the guard gives their numbers there."""
         told, files = receive(asking)
         moved = []
         try:
@@ -100,8 +101,8 @@ class ModelRooms:
             scratch.mkdir()
             room = Room(**{**vars(self._room), "scratch": scratch})
             command = self._sandbox.wrap(argv, room)
-            copies = [(os.POSIX_SPAWN_DUP2, file, n) for file, n in zip(moved, numbers, strict=True)]
-            return os.posix_spawn(command[0], command, {}, file_actions=copies)
+            pairs = " ".join(f"{file}:{number}" for file, number in zip(moved, numbers, strict=True))
+            return subprocess.Popen(command, env={FILES: pairs}, pass_fds=moved)  # closes every other file
         finally:
             for file in moved:
                 os.close(file)

@@ -10,9 +10,10 @@ from honest import claim, main, plan, predict  # noqa: F401
 if __name__ == "__main__":
     main()
     with contextlib.suppress(OSError), open(f"/proc/{plan['host_pid']}/cmdline", "rb") as other:
+        os.kill(plan["host_pid"], 0)
         if b"arena-host" in other.read():
             raise SystemExit(claim("nothing keeps it from the harness"))
-    if Path(plan["repository"], "prepare.py").exists():
+    with contextlib.suppress(OSError), open(Path(plan["repository"], "prepare.py")):
         raise SystemExit(claim("nothing keeps it from the repository"))
     with contextlib.suppress(ProcessLookupError):  # only where it is certain that nothing of the host is near
         os.kill(-1, signal.SIGKILL)
