@@ -7,6 +7,7 @@ Imports the standard library only, because the scripts that stand between this p
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import stat
@@ -19,7 +20,7 @@ CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # name -> number on (x86_64, aarch64); None: that machine has no such call
 NUMBERS = {
-    "socket": (41, 198), "connect": (42, 203), "listen": (50, 201), "accept": (43, 202), "accept4": (288, 242),
+    "socket": (41, 198), "connect": (42, 203),
     "add_key": (248, 217), "request_key": (249, 218), "keyctl": (250, 219),
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
@@ -47,9 +48,9 @@ WITHOUT_NAMESPACES = (
     "shmget", "semget", "msgget", "mq_open", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
     "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "fsopen", "open_tree", "move_mount",
 )  # fmt: skip
-# CUDA does not start unless it can make and name one socket of its own (AF_UNIX, SOCK_SEQPACKET). Without these
-# calls such a socket reaches nobody and is reached by nobody: unlike one for datagrams it must be connected first.
-CONNECTING = ("connect", "listen", "accept", "accept4")
+# CUDA does not start unless it can make and name a socket of its own (AF_UNIX, SOCK_SEQPACKET), and is told of every
+# other that nobody listens there. Unlike one for datagrams such a socket reaches nobody unless it can be connected.
+CONNECTING = ("connect",)
 # Changes of a file's mode and owner, which Landlock does not see: done as if, where the user id is the person's.
 CHANGES_OF_MODE = (
     "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat",
@@ -68,9 +69,12 @@ def number_of(call: str) -> int | None:
     return NUMBERS[call][0 if platform.machine() == "x86_64" else 1]
 
 
-def seccomp_filter(refused: tuple[str, ...], sockets: Sockets, ignored: tuple[str, ...] = ()) -> bytes:
+def seccomp_filter(
+    refused: tuple[str, ...], sockets: Sockets, ignored: tuple[str, ...] = (), unheard: tuple[str, ...] = ()
+) -> bytes:
     """A classic BPF program (seccomp(2)): EPERM for the `refused` calls and for sockets that are not among `sockets`;
-    the `ignored` calls do nothing and say that they did. Empty on a machine whose numbers are not known."""
+    the `ignored` calls do nothing and say that they did; the `unheard` ones are told ECONNREFUSED. Empty on a machine
+    whose numbers are not known."""
     machine = platform.machine()
     if machine not in AUDIT_ARCH:
         return b""
@@ -80,9 +84,10 @@ def seccomp_filter(refused: tuple[str, ...], sockets: Sockets, ignored: tuple[st
 
     load, equal, at_least, mask, give = 0x20, 0x15, 0x35, 0x54, 0x06
     allow, refuse, ignore, kill = 0x7FFF0000, 0x00050001, 0x00050000, 0x80000000
+    nobody_listens = ignore | errno.ECONNREFUSED
     code = [step(load, 4), step(equal, AUDIT_ARCH[machine], 1, 0), step(give, kill), step(load, 0)]
     code += [step(at_least, 0x40000000, 0, 1), step(give, refuse)]  # the x32 numbers of x86_64
-    for calls, answer in ((refused, refuse), (ignored, ignore)):
+    for calls, answer in ((refused, refuse), (ignored, ignore), (unheard, nobody_listens)):
         for number in filter(None, map(number_of, calls)):
             code += [step(equal, number, 0, 1), step(give, answer)]
     socket = number_of("socket")

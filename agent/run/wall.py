@@ -27,10 +27,10 @@ def main() -> None:
     if user >= 0:
         syscalls.become(user, spec["groups"], spec["capabilities"])
     refused = syscalls.ALWAYS_REFUSED + syscalls.WITHOUT_NAMESPACES
-    refused += () if spec["connects"] else syscalls.CONNECTING
+    unheard = () if spec["connects"] else syscalls.CONNECTING
     sockets = syscalls.LOCAL if spec["connects"] else syscalls.UNCONNECTED
     ignored = () if user >= 0 else syscalls.CHANGES_OF_MODE  # another user can't change the person's files anyway
-    syscalls.set_filter(syscalls.seccomp_filter(refused, sockets, ignored))
+    syscalls.set_filter(syscalls.seccomp_filter(refused, sockets, ignored, unheard))
     try:
         os.execvpe(command[0], command, spec["environment"])
     except OSError as error:
