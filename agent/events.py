@@ -40,6 +40,11 @@ class Rules(Record):
     trial_seconds: float
     """No trial lasts longer; one of which nothing was heard for so long is lost."""
 
+    def reached(self, value: float) -> bool:
+        if self.target is None:
+            return False
+        return value <= self.target if self.minimize else value >= self.target
+
 
 class Event(Record):
     """One thing that happened. `at`: unix time by the loop's clock, set when it is journaled."""
@@ -137,6 +142,8 @@ class Replied(Event):
     reply: Reply
     """Without its text once it is journaled."""
     text: Hash = ""
+    final: bool = False
+    """It can't be used, and another call would give no better one."""
 
 
 class CallFailed(Event):

@@ -7,12 +7,21 @@ named here by their hash (agent/history.py reads them). An event that does not f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from agent import events as ev
 from agent.events import Event, Hash, Rules
 from agent.records import CallKind, Measurement, Reply, State, Stoppers, Verdict
+
+S = TypeVar("S")
+
+
+def replace(state: S, /, **changes: Any) -> S:
+    """dataclasses.replace, without its checks: a night is folded anew at every start, and by every observer."""
+    new = object.__new__(type(state))
+    new.__dict__.update(state.__dict__, **changes)
+    return new
 
 
 class OutOfOrder(Exception):
@@ -47,6 +56,8 @@ class Trial:
     slot: int
     attempt: int = 1
     began: float = 0.0
+    turn: int = 0
+    """Trials that were begun in this night before it."""
     running: bool = True
     measurement: Measurement | None = None
     """Without curve, log and numbers."""
@@ -90,6 +101,7 @@ class Experiment:
     test_attempt: int = 0
     test_slot: int | None = None
     """Where the test runs now."""
+    test_began: float = 0.0
 
     @property
     def current(self) -> tuple[Trial, ...]:
@@ -145,6 +157,8 @@ class Night:
     """Of the proposer, in a row."""
     failed_at: float = 0.0
     """When the last call failed."""
+    begins: int = 0
+    """Trials that were begun, each time counted."""
     lost_slots: frozenset[int] = frozenset()
     baseline_failed: str = ""
     void: tuple[Trial, ...] = ()
@@ -344,6 +358,8 @@ def _replied(night: Night, event: ev.Replied) -> Night:
     night = night.change(event.experiment, state="replied", defects=0)
     tokens = night.tokens + reply.input_tokens + reply.output_tokens
     outages = night.outages if reply.unusable else 0
+    if event.final:
+        night = replace(night, blocked=f"no more proposals: {reply.unusable}")
     return replace(night, spent=spent, tokens=tokens, replies=night.replies + 1, outages=outages)
 
 
@@ -384,7 +400,8 @@ def _trial_begun(night: Night, event: ev.TrialBegun) -> Night:
     e = night.need(event.experiment, "trials", "published")
     if event.slot in busy_slots(night):
         raise OutOfOrder(f"slot {event.slot} is taken")
-    begun = {"slot": event.slot, "attempt": event.attempt, "began": event.at, "running": True}
+    begun = {"slot": event.slot, "attempt": event.attempt, "began": event.at, "running": True, "turn": night.begins}
+    night = replace(night, begins=night.begins + 1)
     if event.number == len(e.trials) and event.attempt == 1:
         trial = Trial(event.number, event.commit, event.seed, **begun)
         return night.change(e.number, trials=(*e.trials, trial))
@@ -492,7 +509,7 @@ def _test_begun(night: Night, event: ev.TestBegun) -> Night:
     e = night.need(event.experiment, "published")
     if event.slot in busy_slots(night) or e.test is not None or event.attempt != e.test_attempt + 1:
         raise OutOfOrder(f"the test of experiment {e.number} is begun out of turn")
-    return night.change(e.number, test_attempt=event.attempt, test_slot=event.slot)
+    return night.change(e.number, test_attempt=event.attempt, test_slot=event.slot, test_began=event.at)
 
 
 @applies(ev.Tested)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from agent.night import Experiment, Night, Trial, added, busy_slots
 from agent.records import CallKind
@@ -32,82 +33,96 @@ class Capacity(NamedTuple):
     evaluations: int = 1
 
 
-class Ask(NamedTuple):
+@dataclass(frozen=True)
+class Ask:
     """Call the proposer. "first": with a new question; otherwise as part of the talk about this experiment."""
 
     experiment: int
     kind: CallKind
 
 
-class BeginBaseline(NamedTuple):
+@dataclass(frozen=True)
+class BeginBaseline:
     """Take the program as it is for experiment 0."""
 
 
-class Read(NamedTuple):
+@dataclass(frozen=True)
+class Read:
     """Parse the reply and apply its edits."""
 
     experiment: int
 
 
-class Refuse(NamedTuple):
+@dataclass(frozen=True)
+class Refuse:
     """The experiment ends here, without a trial of its own."""
 
     experiment: int
 
 
-class Check(NamedTuple):
+@dataclass(frozen=True)
+class Check:
     """Is the change worth a trial? Then commit it."""
 
     experiment: int
 
 
-class Judge(NamedTuple):
+@dataclass(frozen=True)
+class Judge:
     """Decide on the trials that are here, or say which one is missing."""
 
     experiment: int
 
 
-class Rebase(NamedTuple):
+@dataclass(frozen=True)
+class Rebase:
     """Put a win on an older incumbent onto the present one."""
 
     experiment: int
 
 
-class Publish(NamedTuple):
+@dataclass(frozen=True)
+class Publish:
     """Keep: the branch moves. Reset: it stays."""
 
     experiment: int
 
 
-class Train(NamedTuple):
+@dataclass(frozen=True)
+class Train:
     experiment: int
     number: int
     slot: int
 
 
-class Test(NamedTuple):
+@dataclass(frozen=True)
+class Test:
     """Score a kept commit on the held-out split."""
 
     experiment: int
     slot: int
 
 
-class CountAsCrash(NamedTuple):
+@dataclass(frozen=True)
+class CountAsCrash:
     """This trial fails again and again, and it is not the machine."""
 
     experiment: int
     number: int
 
 
-class GiveUp(NamedTuple):
-    """Nothing was heard of a call, or of a trial, for longer than it can take."""
+@dataclass(frozen=True)
+class GiveUp:
+    """Nothing was heard of a call, a trial or a test for longer than it can take."""
 
+    what: Literal["call", "trial", "test"]
     experiment: int
-    number: int | None
-    """Of the trial; None: the call."""
+    number: int
+    """Of the call or the trial."""
 
 
-class End(NamedTuple):
+@dataclass(frozen=True)
+class End:
     reason: str
     code: int
 
@@ -173,12 +188,19 @@ def certain(e: Experiment) -> float:
 
 
 def lost(night: Night) -> Iterator[Action]:
+    return (given_up for time, given_up in patience(night) if night.now >= time)
+
+
+def patience(night: Night) -> Iterator[tuple[float, GiveUp]]:
+    """Until when to wait for whatever is in flight."""
+    longest = night.rules.trial_seconds if night.rules else LOST_CALL
     for e in night.open:
-        if e.asking and night.now >= e.asking.began + LOST_CALL:
-            yield GiveUp(e.number, None)
+        if e.asking:
+            yield e.asking.began + LOST_CALL, GiveUp("call", e.number, e.asking.number)
     for e, t in night.running:
-        if night.rules and night.now >= t.began + night.rules.trial_seconds:
-            yield GiveUp(e.number, t.number)
+        yield t.began + longest, GiveUp("trial", e.number, t.number)
+    for e in night.testing:
+        yield e.test_began + longest, GiveUp("test", e.number, 0)
 
 
 def test(night: Night, can: Capacity) -> Action | None:
@@ -255,9 +277,8 @@ def enough(night: Night) -> tuple[str, int] | None:
     rules, most = night.rules, night.stoppers
     best, done = night.incumbent, len(night.experiments) - 1
     value = best.verdict.metric if best and best.verdict else None
-    if rules and rules.target is not None and value is not None:
-        if value <= rules.target if rules.minimize else value >= rules.target:
-            return f"the target is reached: {rules.metric} {value:.6g}", 0
+    if rules and value is not None and rules.reached(value):
+        return f"the target is reached: {rules.metric} {value:.6g}", 0
     if most.experiments is not None and done >= most.experiments:
         return f"{done} experiments are done, as asked", 0
     if most.hours is not None and night.now >= night.started + most.hours * 3600:
@@ -284,8 +305,7 @@ def affords(night: Night, usd: float | None) -> str:
 
 def deadline(night: Night) -> float | None:
     """When the policy may have something to do without an event; unix time."""
-    times = [t.began + night.rules.trial_seconds for _, t in night.running if night.rules]
-    times += [e.asking.began + LOST_CALL for e in night.open if e.asking]
+    times = [time for time, _ in patience(night)]
     if night.outages and not night.blocked:
         times.append(next_call(night))
     if night.stoppers.hours is not None:
