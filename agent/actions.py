@@ -26,7 +26,7 @@ from agent.night import Night
 from agent.program import Program
 from agent.propose import edits
 from agent.protocols import Caller, Emit, Executor, Job, Journal, Prompter, Proposer, Repository, Request
-from agent.records import Experiment, Measurement, Turn, Verdict
+from agent.records import Experiment, Measurement, Stoppers, Turn, Verdict
 
 GRACE = 2.0  # times what the contract allows a trial, plus as many minutes: after that it counts as lost
 
@@ -117,7 +117,7 @@ class Actions:
 
     # The program.
 
-    def started(self, night: Night, sandbox: str, stoppers) -> ev.Started:
+    def started(self, sandbox: str, data: str, stoppers: Stoppers) -> ev.Started:
         """The first event of a process. Raises ProgramError."""
         program = self.reread()
         if isinstance(program, str):
@@ -128,6 +128,7 @@ class Actions:
             stoppers=stoppers,
             device=self.device,
             sandbox=sandbox,
+            data=data,
             proposer=f"{self.proposer.name} {self.proposer.model}".strip(),
         )
 

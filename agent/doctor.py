@@ -12,8 +12,8 @@ import git
 from rich.console import Console
 from rich.markup import escape
 
+from agent.cli.wiring import must_hold
 from agent.errors import Failure
-from agent.night import must_hold
 from agent.program import load_program
 from agent.run.gpu import find_device
 from agent.run.sandbox import Bubblewrap

@@ -65,6 +65,8 @@ class Started(Event):
     device: str
     sandbox: str
     proposer: Line
+    data: str = ""
+    """Hash of the prepared data, as `prepare` says it; the first one holds for the whole night."""
 
 
 class Steered(Event):

@@ -31,6 +31,7 @@ class Loop:
     capacity: Capacity
     stoppers: Stoppers = Stoppers()
     sandbox: str = "none"
+    data: str = ""
     notify: Callable[[], None] = lambda: None
     """Tells the observers that there is something new in the journal."""
     night: Night = field(default_factory=Night)
@@ -53,7 +54,7 @@ class Loop:
         for _, event in self.journal.events():
             self.night = self.night.after(event)
         self.hear(self.inbox.stale())
-        self.record(self.actions.started(self.night, self.sandbox, self.stoppers))
+        self.record(self.actions.started(self.sandbox, self.data, self.stoppers))
         for note in self.actions.agree(self.night):
             self.record(note)
 

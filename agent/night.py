@@ -133,6 +133,7 @@ class Night:
     device: str = ""
     sandbox: str = ""
     proposer: str = ""
+    data: str = ""
     notes: tuple[tuple[float, str], ...] = ()
     requests: frozenset[str] = frozenset()
     stopping: bool = False
@@ -271,6 +272,7 @@ def _started(night: Night, event: ev.Started) -> Night:
         night,
         **{name: getattr(event, name) for name in ("rules", "program", "stoppers", "device", "sandbox", "proposer")},
         contract=night.contract or event.program,
+        data=night.data or event.data,
         **{"started": event.at, "starts": night.starts + 1, "ended": None, "stopping": False},
         **{"blocked": "", "finishing": "", "outages": 0, "lost_slots": frozenset()},
     )
