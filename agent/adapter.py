@@ -9,6 +9,7 @@ import os
 import threading
 import time
 import traceback
+from typing import Any
 
 from agent import events as ev
 from agent import live
@@ -33,7 +34,7 @@ class LocalSlots(LocalExecutor):
             try:
                 event = self._event(job, cancel)
             except Exception as error:  # what runs a trial must not end the night
-                key = {"experiment": job.experiment, "attempt": job.attempt}
+                key: dict[str, Any] = {"experiment": job.experiment, "attempt": job.attempt}
                 reason = f"{type(error).__name__}: {error}"
                 told = traceback.format_exc()
                 failed = ev.TrialFailed(**key, number=job.number, reason=reason, traceback=told)
@@ -69,7 +70,7 @@ class LocalSlots(LocalExecutor):
         trial = Trial(experiment=job.experiment, number=job.number, commit=job.commit, seed=job.seed)
         label, name = f"{job.experiment}-{job.number}", "-test" if job.what == "test" else ""
         path = self.home / "logs" / f"{label}{name}.log"
-        key = {"experiment": job.experiment, "attempt": job.attempt}
+        key: dict[str, Any] = {"experiment": job.experiment, "attempt": job.attempt}
         live.write(self.home, live.Live(
             slot=job.slot, what=job.what, experiment=job.experiment, number=job.number, since=time.time(),
             log=str(path), pid=os.getpid(),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from threading import Thread
 
-from agent.actions import answer
+from agent.asking import answer
 from agent.events import Asked
 from agent.protocols import Emit, Proposer, Request
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from functools import lru_cache
 
-from agent import night as state
+from agent import state
 from agent.night import Night
 from agent.program import Program
 from agent.records import Call, Experiment, Measurement, Proposal, Reply, Trial

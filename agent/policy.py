@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from agent.night import Experiment, Night, Trial, added, busy_slots
+from agent.night import Night
 from agent.records import CallKind
+from agent.state import Experiment, Trial, added
 
 REPAIRS = 3  # replies that may follow one that can't be applied; for the last the whole file is asked for
 PATIENCE = 10  # outages of the proposer in a row before the night ends
@@ -326,7 +327,7 @@ def may_call(night: Night, can: Capacity) -> bool:
 
 
 def free_slot(night: Night, can: Capacity) -> int | None:
-    taken = busy_slots(night) | night.lost_slots
+    taken = night.busy | night.lost_slots
     return next((slot for slot in range(can.slots) if slot not in taken), None)
 
 

@@ -28,8 +28,8 @@ class Request(Record):
     """Path -> text of each editable file at the incumbent."""
     history: tuple[Experiment, ...]
     """Every finished experiment, oldest first."""
-    replies: int = 0
-    """Replies that this night has had, or waits for, before this one."""
+    replies: int | None = None
+    """Replies that this night has had, or waits for, before this one; None: as many as the history tells."""
 
 
 class Proposer(Protocol):

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 from agent import events as ev
-from agent import night as night_module
 from agent import policy
 from agent.actions import Actions
+from agent.judging import Judging
 from agent.loop import Loop
-from agent.night import Night, replace
+from agent.night import Night
+from agent.state import replace, settled
 from bench import world as world_module
 from bench.simulate import simulate
 
@@ -118,12 +119,11 @@ def old_win_kept_without_confirmation():
                 night = night.change(e.number, parent=night.tip or e.parent)
                 return original(night, event)
 
-            original = night_module.APPLY[ev.Published]
-            changed = {**night_module.APPLY, ev.Published: published}
+            original = Night.on_Published
             self.all = [
                 patch.object(policy, "publish", publish),
-                patch.object(Actions, "rebase", stay),
-                patch.object(night_module, "APPLY", changed),
+                patch.object(Judging, "rebase", stay),
+                patch.object(Night, "on_Published", published),
             ]
             for one in self.all:
                 one.start()
@@ -156,15 +156,15 @@ def fold_reads_the_clock():
 
 
 def reserve_of_a_cut_off_call_forgotten():
-    started = night_module.APPLY[ev.Started]
+    started = Night.on_Started
 
     def forgetful(night, event):
         for e in night.open:
             if e.asking:
-                night = replace(night, spent=night_module.settled(night.spent, e.asking.charge, 0.0))
+                night = replace(night, spent=settled(night.spent, e.asking.charge, 0.0))
         return started(night, event)
 
-    return patch.dict(night_module.APPLY, {ev.Started: forgetful})
+    return patch.object(Night, "on_Started", forgetful)
 
 
 def wins_taken_in_order_of_arrival():

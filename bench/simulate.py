@@ -30,20 +30,8 @@ from agent.policy import Capacity
 from agent.program import Program
 from agent.protocols import Job
 from agent.records import Stoppers
-from bench.world import (
-    Crash,
-    Faults,
-    Inspector,
-    Process,
-    SimCaller,
-    SimExecutor,
-    SimJournal,
-    SimPrompter,
-    SimProposer,
-    SimRepository,
-    Violation,
-    World,
-)
+from bench.workers import SimCaller, SimExecutor, SimPrompter, SimProposer
+from bench.world import Crash, Faults, Inspector, Process, SimJournal, SimRepository, Violation, World
 
 PROGRAM = {
     "metric": {"name": "loss"}, "budget": "5m", "direction": "Lower the loss.", "reruns": 3,

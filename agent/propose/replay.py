@@ -36,7 +36,9 @@ class ReplayProposer:
 
     def propose(self, request: Request) -> Reply:
         """The next one: counted from the history, so that a restarted night goes on where it was."""
-        index = request.replies
+        here = sum(turn.role == "assistant" for turn in request.turns)
+        had = sum(call.reply is not None for e in request.history for call in e.calls) + here
+        index = had if request.replies is None else request.replies
         if index >= len(self.replies):
             raise ProposerError(f"replay is exhausted after {len(self.replies)} replies", final=True)
         return Reply(text=self.replies[index], proposer=self.name)
