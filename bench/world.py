@@ -231,6 +231,8 @@ class Process:
         return found
 
     def wait(self, until: float | None) -> list[Event]:
+        if found := self.take():
+            return found
         while True:
             times = [queue[0][0] for queue in (self.heap, self.world.later) if queue]
             end = None if until is None else until - self.skew

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import git, make_repository
 
+from agent.adapter import LocalSlots
 from agent.errors import Failure
 from agent.judge.audit import AuditReport, audit, compare
-from agent.adapter import LocalSlots
 from agent.program import Program
 from agent.records import Edit, Experiment, Measurement, Proposal, Trial, Verdict
 from agent.run.sandbox import Unsandboxed
