@@ -7,19 +7,22 @@ field says; an event stays under 1 KB.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator
 
 from agent.records import CallKind, Measurement, Record, Reply, Stoppers, Verdict
 
-LONGEST_LINE = 400  # bytes of UTF-8
+LONGEST_LINE = 600  # bytes, as JSON
 
 
 def cut(text: str) -> str:
     """One bounded piece of text: what does not fit into an event is left out."""
-    data = text.encode("utf-8", "replace")
-    return text if len(data) <= LONGEST_LINE else data[: LONGEST_LINE - 3].decode("utf-8", "ignore") + "..."
+    short = text = text.encode("utf-8", "replace").decode()
+    while len(json.dumps(short, ensure_ascii=False).encode()) > LONGEST_LINE:
+        short = short[: min(LONGEST_LINE, len(short) * 9 // 10)]
+    return short if short == text else short + "..."
 
 
 Line = Annotated[str, BeforeValidator(cut)]

@@ -61,7 +61,8 @@ class SpoolInbox:
 
     def stale(self) -> list[Event]:
         """Requests that were left for a process before this one: they are recorded, and ask nothing of this one."""
-        left: list[Event] = [request for request in self.requests() if request.id in self.left]
+        left: list[Event] = []
+        left.extend(request for request in self.requests() if request.id in self.left)
         return left
 
     def take(self) -> list[Event]:

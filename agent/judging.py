@@ -71,7 +71,7 @@ class Judging:
         assert whole.proposal is not None
         before = self.repository.read(e.parent, program.edit)
         after = before | whole.files
-        refusal = self.tried(night, e.fingerprint, checks.fingerprint(before))
+        refusal = self.tried(night, number, e.fingerprint, checks.fingerprint(before))
         refusal = refusal or checks.check(whole.proposal, before, after, ())
         if refusal is None and (reason := integrity.check_edit(whole.proposal, before, after, program)):
             refusal = "violation", reason
@@ -84,9 +84,9 @@ class Judging:
             return judged(number, Verdict(kind="invalid", reason=str(error)))
         return ev.Committed(experiment=number, commit=commit)
 
-    def tried(self, night: Night, mark: str, before: str):
+    def tried(self, night: Night, number: int, mark: str, before: str):
         """Whether the same code ran before, or runs now; "changes nothing" is said by the other checks."""
-        if mark == before or mark not in night.tried:
+        if mark == before or night.tried.get(mark, number) == number:
             return None
         same = night.experiments[night.tried[mark]]
         verdict = same.verdict

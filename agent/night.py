@@ -69,8 +69,8 @@ class Night(Standing):
             old = tuple(replace(t, superseded=True) for t in night.experiments[0].trials)
             night = replace(night, baseline_failed="", void=old, experiments={}, tried={})
         return replace(
-            night, rules=event.rules, program=event.program, stoppers=event.stoppers, device=event.device,
-            sandbox=event.sandbox, proposer=event.proposer, contract=night.contract or event.program,
+            night, rules=event.rules, program=event.program, program_text="", stoppers=event.stoppers,
+            device=event.device, sandbox=event.sandbox, proposer=event.proposer, contract=night.contract or event.program,
             data=night.data or event.data, started=event.at, starts=night.starts + 1, ended=None, stopping=False,
             blocked="", finishing="", outages=0, lost_slots=frozenset(),
         )  # fmt: skip
@@ -246,8 +246,11 @@ class Night(Standing):
 
     def on_Judged(self, event: ev.Judged) -> Night:
         number, verdict = event.experiment, event.verdict
-        self.need(number, "ask", "refused", "proposed", "measured", "waiting", "judged")
-        return self.change(number, state="judged", verdict=verdict)
+        e = self.need(number, "ask", "refused", "proposed", "measured", "waiting", "judged")
+        night = self.change(number, state="judged", verdict=verdict)
+        if verdict.kind == "violation":  # refused without a trial, and not to be proposed again
+            night = replace(night, tried={**night.tried, e.fingerprint: number})
+        return night
 
     def on_Published(self, event: ev.Published) -> Night:
         night = self
