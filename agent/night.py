@@ -70,9 +70,9 @@ class Night(Standing):
             night = replace(night, baseline_failed="", void=old, experiments={}, tried={})
         return replace(
             night, rules=event.rules, program=event.program, program_text="", stoppers=event.stoppers,
-            device=event.device, sandbox=event.sandbox, proposer=event.proposer, contract=night.contract or event.program,
-            data=night.data or event.data, started=event.at, starts=night.starts + 1, ended=None, stopping=False,
-            blocked="", finishing="", outages=0, lost_slots=frozenset(),
+            device=event.device, sandbox=event.sandbox, proposer=event.proposer, started=event.at,
+            contract=night.contract or event.program, data=night.data or event.data, starts=night.starts + 1,
+            ended=None, stopping=False, blocked="", finishing="", outages=0, lost_slots=frozenset(),
         )  # fmt: skip
 
     def on_Steered(self, event: ev.Steered) -> Night:
