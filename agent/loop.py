@@ -131,11 +131,10 @@ class Loop:
 
     def commit(self, experiment: Experiment) -> Waiting | None:
         """Check the change before any GPU time, and commit it on top of the incumbent."""
-        assert experiment.proposal is not None
         before = self.workspace.read(experiment.parent, self.program.edit)
         after = before | experiment.files
-        refusal = checks.check(experiment.proposal, before, after, self.finished())
-        if refusal is None and (reason := integrity.check_edit(experiment.proposal, before, after, self.program)):
+        refusal = checks.check(before, after, self.finished())
+        if refusal is None and (reason := integrity.check_edit(before, after, self.program)):
             refusal = "violation", reason
         if refusal is not None:
             return self.refuse(experiment, *refusal)

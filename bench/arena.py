@@ -27,7 +27,7 @@ from agent.errors import Failure
 from agent.judge.integrity import check_edit
 from agent.program import Program, parse_program
 from agent.propose.context import first_request
-from agent.records import Edit, Experiment, Measurement, Proposal, Trial, Verdict
+from agent.records import Experiment, Measurement, Proposal, Trial, Verdict
 from agent.run.local import LocalExecutor
 from agent.run.sandbox import Sandbox
 
@@ -95,9 +95,8 @@ class Arena:
 
     def attack(self, path: Path) -> Result:
         text = path.read_text()
-        whole = Proposal(hypothesis="x", category="other", edits=(Edit(path="train.py", search="", replace=text),))
-        files, self.train = {"train.py": self.honest}, text
-        refused = check_edit(whole, files, {"train.py": text}, self.program) or ""
+        self.train = text
+        refused = check_edit({"train.py": self.honest}, {"train.py": text}, self.program) or ""
         result = Result(path.stem, sentence(text), refused)
         began = time.monotonic()
         measurement, log = self.run(text)

@@ -56,10 +56,8 @@ BLOCK = block("LR = 0.1", "LR = 0.05")
         "**Hypothesis:** a lower rate helps\n**Category:** Optimizer\n\n" + BLOCK,
         "## Hypothesis\n\na lower rate\nhelps\n\n## Category\n\noptimizer\n\n### train.py\n" + BLOCK,
         "Sure!\n\nHypothesis: a lower\nrate helps\nCategory: optimizers / schedule\ntrain.py\n" + BLOCK,
-        "<think>\nHypothesis: draft\ntrain.py\n" + block("DEPTH = 4", "DEPTH = 9") + "</think>\n" + HEAD + BLOCK,
         HEAD + "Whole file: train.py\n```python\n" + WANTED + "```\nThat is all.\n",
         HEAD + "**Whole file:** `train.py`\n\n~~~\n" + WANTED + "~~~",
-        HEAD + "Whole file: train.py\n" + WANTED,
     ],
 )
 def test_forms_that_models_write_all_give_the_same_change(reply):
@@ -104,7 +102,8 @@ def test_a_hypothesis_may_take_several_lines_and_a_missing_category_is_other():
         (HEAD + "train.py\n<<<<<<< SEARCH\n=======\nB = 1\n>>>>>>> REPLACE", "empty SEARCH"),
         (HEAD + "Whole file: train.py\n```python\nLR = 1\n", "never closed"),
         (HEAD + BLOCK + "x" * LONGEST_REPLY, "at most 400,000"),
-        (HEAD + BLOCK + "\ud800", "Unicode"),
+        (HEAD + "Whole file: train.py\n" + WANTED, "fenced block"),
+        (HEAD + block("A\n=======\nB", "A"), "more than one line ======="),
         (HEAD + BLOCK * 101, "more than 100"),
     ],
 )
@@ -176,14 +175,23 @@ def test_newlines_and_the_end_of_the_file_stay_as_they_were(newline, end):
 
 
 def test_files_that_hold_markers_and_fences():
-    text = '"""Title\n=======\ntext\n"""\nA = 1\n'
-    reply = HEAD + block("Title\n=======\ntext", "New\n=======\ntext")
-    assert applied(reply, {"train.py": '"""\n' + text[3:]}) == '"""\nNew\n=======\ntext\n"""\nA = 1\n'
-    insert = HEAD + block("A = 1", '"""\nTitle\n=======\n"""')
-    assert applied(insert, FILES | {"train.py": "A = 1\n"}) == '"""\nTitle\n=======\n"""\n'
+    """Longer markers and fences hold shorter ones; without them nothing is guessed."""
+    text = '"""\nTitle\n=======\ntext\n"""\nA = 1\n'
+    longer = "<<<<<<<< SEARCH\nTitle\n=======\n========\nNew\n=======\n>>>>>>>> REPLACE\n"
+    assert applied(HEAD + longer, {"train.py": text}) == text.replace("Title", "New")
+    indented = HEAD + block("A = 1", 'A = """\n    Title\n    =======\n"""')
+    assert applied(indented, {"train.py": "A = 1\n"}) == 'A = """\n    Title\n    =======\n"""\n'
     fences = '"""Use:\n```\ncode\n```\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n"""\nA = 2\n'
-    chatty = HEAD + "Whole file: train.py\n```python\n" + fences + "```\nTry it:\n```\npython train.py\n```\n"
+    chatty = HEAD + "Whole file: train.py\n````python\n" + fences + "````\nTry it:\n```\npython train.py\n```\n"
     assert applied(chatty) == fences
+
+
+def test_a_long_line_is_read_in_time():
+    """Patterns that try every way to divide a run of blanks would take hours here."""
+    for sign in (" ", "#", "`", ">", "_", "- "):
+        line = sign * 50_000 + "x"
+        with pytest.raises(EditError):
+            parse_reply(f"Hypothesis: h\n{line}\n<<<<<<< SEARCH\n{line}\n>>>>>>>{line}\n")
 
 
 def test_a_new_editable_file_is_given_whole():
