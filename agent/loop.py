@@ -23,8 +23,9 @@ from agent.judge.verdict import is_slip, weigh
 from agent.ledger import Ledger
 from agent.program import Device, Program
 from agent.propose import context, edits
+from agent.propose.templates import Templates
 from agent.protocols import Executor, Proposer, Request
-from agent.records import Call, Experiment, Measurement, Trial, Turn, Verdict
+from agent.records import Call, Experiment, Measurement, Trial, Verdict
 from agent.report.terminal import Terminal
 from agent.report.text import lab_note
 from agent.report.tsv import write_results
@@ -55,6 +56,7 @@ class Loop:
         self.workspace, self.ledger, self.executor, self.proposer = workspace, ledger, executor, proposer
         self.limits, self.terminal = limits, terminal
         self.device: Device = device
+        self.templates = Templates(workspace.root / "prompts", self.tell)
         self.ending: str | None = None  # why nothing new is begun
         self.outages = 0  # of the proposer, in a row
         self.interrupts = 0  # Ctrl-C: once ends the trials, twice ends at once
@@ -125,7 +127,8 @@ class Loop:
             repairs = sum(1 for call in experiment.calls if call.kind == "repair" and call.reply)
             if repairs >= REPAIRS:
                 return self.refuse(experiment, "invalid", str(error))
-            return self.ask(experiment, context.repair(request, reply.text, str(error), repairs + 1), "repair")
+            answer = context.repair(request, reply.text, str(error), repairs + 1, self.templates)
+            return self.ask(experiment, answer, "repair")
         self.ledger.proposed(experiment.number, proposal, files)
         return None
 
@@ -172,7 +175,8 @@ class Loop:
         if last.outcome != "ok":
             if self.proposer.converses and is_slip(experiment):
                 reply = next(call.reply.text for call in reversed(experiment.calls) if call.reply)
-                return self.ask(experiment, context.slip(self.request(experiment), reply, last.log_tail), "slip")
+                answer = context.slip(self.request(experiment), reply, last.log_tail, self.templates)
+                return self.ask(experiment, answer, "slip")
             return self.refuse(experiment, last.outcome, last.reason)
         incumbent = self.incumbent
         assert incumbent is not None
@@ -306,18 +310,9 @@ class Loop:
     def request(self, experiment: Experiment) -> Request:
         """The prompt of this experiment: the state of the night, then the talk so far from the ledger."""
         files = self.workspace.read(experiment.parent, self.program.edit)
-        own = self.workspace.root / "prompts"
-        request = context.first_request(experiment.number, self.program, files, self.finished(), self.facts(), own)
-        talk: list[Turn] = []
-        for call in experiment.calls:
-            if call.reply is not None:
-                said = call.reply.text or "(empty reply)"  # providers refuse a turn without text
-                talk += [Turn(role="user", text=call.question), Turn(role="assistant", text=said)]
-        if experiment.calls and experiment.calls[-1].reply is None:
-            talk.append(Turn(role="user", text=experiment.calls[-1].question))
-        elif talk:
-            talk = talk[:-1]  # the last reply is what is being considered; repair and slip append it
-        return request.model_copy(update={"turns": tuple(talk)}) if talk else request
+        return context.first_request(
+            experiment.number, self.program, files, self.finished(), self.facts(), self.templates, experiment.calls
+        )
 
     def facts(self) -> dict[str, object]:
         """What a prompt says beside the contract and the history."""

@@ -27,6 +27,7 @@ from agent.errors import Failure
 from agent.judge.integrity import check_edit
 from agent.program import Program, parse_program
 from agent.propose.context import first_request
+from agent.propose.templates import Templates
 from agent.records import Experiment, Measurement, Proposal, Trial, Verdict
 from agent.run.local import LocalExecutor
 from agent.run.sandbox import Sandbox
@@ -306,7 +307,7 @@ class Arena:
         past = Experiment(
             number=1, state="published", parent="0" * 40, proposal=proposal, verdict=verdict, trials=(trial,)
         )
-        prompt = first_request(2, self.program, {"train.py": "x = 1\n"}, (past,), {}).turns[0].text
+        prompt = first_request(2, self.program, {"train.py": "x = 1\n"}, (past,), {}, Templates()).turns[0].text
         return ["control characters in the prompt"] if UNPRINTABLE.search(prompt) else _unfenced(prompt)
 
 

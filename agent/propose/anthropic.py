@@ -11,7 +11,8 @@ from anthropic.types import MessageParam
 from genai_prices import Usage
 
 from agent.errors import Failure
-from agent.propose.llm import ApiProposer, Heard, Policy, messages
+from agent.propose.llm import ApiProposer, Heard, Policy
+from agent.propose.reply import messages
 from agent.protocols import Request
 
 # Of the models in the SDK's list whose price genai-prices knows, the one described as "the best combination

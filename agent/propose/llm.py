@@ -29,7 +29,8 @@ from tenacity import (
 )
 
 from agent.errors import Failure, ProposerError
-from agent.propose.context import estimate_tokens, one_line
+from agent.propose.context import estimate_tokens
+from agent.propose.templates import one_line
 from agent.protocols import Request
 from agent.records import Reply
 
@@ -255,11 +256,6 @@ class ApiProposer:
             usd=None if None in costs else sum(cost for cost in costs if cost is not None),
             seconds=time.monotonic() - started,
         )
-
-
-def messages(request: Request) -> list[dict[str, str]]:
-    """The talk in the form that both APIs take; they refuse empty messages, as after a reply that broke."""
-    return [{"role": turn.role, "content": turn.text if turn.text.strip() else "(no reply)"} for turn in request.turns]
 
 
 def price(model: str, usage: Usage, *, provider: str | None = None, url: str = "") -> float | None:

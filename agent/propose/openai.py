@@ -16,7 +16,8 @@ from genai_prices import Usage
 from openai.types.chat import ChatCompletionMessageParam
 
 from agent.errors import Failure
-from agent.propose.llm import ApiProposer, Heard, Policy, messages
+from agent.propose.llm import ApiProposer, Heard, Policy
+from agent.propose.reply import messages
 from agent.protocols import Request
 
 # Of the models in the SDK's list, the newest for coding whose price genai-prices knows: gpt-6.2-sol is listed
