@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.errors import Failure, ProposerError
+from agent.propose.reply import reply_text
 from agent.protocols import Request
 from agent.records import Reply
 
@@ -40,7 +41,7 @@ class ReplayProposer:
         index = sum(call.reply is not None for e in request.history for call in e.calls) + here
         if index >= len(self.replies):
             raise ProposerError(f"replay is exhausted after {len(self.replies)} replies", final=True)
-        return Reply(text=self.replies[index], proposer=self.name)
+        return Reply(text=reply_text(self.replies[index]), proposer=self.name)
 
 
 def split(text: str) -> list[str]:
