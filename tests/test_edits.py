@@ -121,7 +121,7 @@ def test_what_is_missing_is_said(reply, said):
         ("LR = 0.1", "LR = 0.1", "change nothing"),
         ("def f(x):", "def f(x:", r"line 7: .*\n    def f\(x:"),
         ("LR = 0.1", "return 3", "line 3: 'return' outside function"),
-        ("LR = 0.1", "LR = 0.2\x00", "not be valid Python"),
+        ("LR = 0.1", "LR = 0.2\x00", r"line 3: U\+0000"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused_with_the_reason(search, replace, said):
@@ -203,6 +203,38 @@ def test_a_new_editable_file_is_given_whole():
 
 def test_a_file_this_python_cannot_read_may_still_be_edited():
     assert applied(HEAD + BLOCK, {"train.py": "print 1\nLR = 0.1\n"}) == "print 1\nLR = 0.05\n"
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ("LR = 0.1  # \u202e1.0 = RL", r"line 3: U\+202E \(RIGHT-TO-LEFT OVERRIDE\)"),
+        ("LR = 0.1  # \x1b[2K\x1b[1ALR = 0.05", r"U\+001B"),
+        ("LR = 0.1  # quiet\rLR = 0.05", r"U\+000D"),
+        ("LR = 0.1\nif LR:\x0c\n    pass", r"line 4: U\+000C"),
+        ('NAME = "a\u200bb"', r"U\+200B \(ZERO WIDTH SPACE\)"),
+        ('NAME = "a\u200db"', r"U\+200D"),
+        ("NAME = '\ufeff'", r"U\+FEFF"),
+        ("# damaged: \ufffd", r"U\+FFFD"),
+        ("LR = 0.1\nL\u0420 = 9  # Cyrillic", r"line 4: the name `L\u0420` holds U\+0420"),
+        ("LR = 0.1\n\uff45val = 9  # fullwidth, Python reads eval", "write names in ASCII"),
+        ("LR = 0.1\nprint(f'{x.\u0430}')", "write names in ASCII"),
+        ("LR = 0.1\ndef f(\u0441=1): pass", "write names in ASCII"),
+    ],
+)
+def test_characters_that_mislead_a_reviewer_are_refused(new, said):
+    with pytest.raises(EditError, match=said):
+        applied(HEAD + block("LR = 0.1", new))
+
+
+def test_strings_and_comments_may_be_in_any_language_and_old_names_stay():
+    for said in ("größer", "学习率", "תודה", "می\u200cخواهم", "👩\u200d🔬", "café\u00a0", "e\u0301"):
+        new = f'LR = 0.1  # {said}\nNAME = "{said}"'
+        assert applied(HEAD + block("LR = 0.1", new)) == FILE.replace("LR = 0.1", new)
+    old = {"train.py": "\u03c3 = 1\x0c\nLR = 0.1\n"}
+    assert applied(HEAD + block("LR = 0.1", "LR = 2 * \u03c3"), old) == "\u03c3 = 1\x0c\nLR = 2 * \u03c3\n"
+    with pytest.raises(EditError, match="000C"):
+        applied(HEAD + block("LR = 0.1", "LR = 0.2\x0c"), old)
 
 
 # Properties.

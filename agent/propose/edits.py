@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from agent.errors import EditError
+from agent.propose.characters import misleading
 from agent.records import Edit, Proposal
 from agent.source import syntax_error
 
@@ -89,6 +90,8 @@ def apply_edits(proposal: Proposal, files: Mapping[str, str], editable: Sequence
     if not changed:
         raise EditError("the edits change nothing: the result is the file as it was; propose a real change")
     for path, text in changed.items():
+        if reason := misleading(path, files.get(path, ""), text):
+            raise EditError(reason)
         error = syntax_error(text, path) if path.endswith(".py") else ""
         if error and not syntax_error(files.get(path, ""), path):  # else it is written for another Python
             raise EditError(error)
