@@ -25,7 +25,7 @@ from agent.program import Device, Program
 from agent.propose import context, edits
 from agent.propose.templates import Templates
 from agent.protocols import Executor, Proposer, Request
-from agent.records import Call, Experiment, Measurement, Trial, Verdict
+from agent.records import Call, Experiment, Measurement, Trial, Turn, Verdict
 from agent.report.terminal import Terminal
 from agent.report.text import lab_note
 from agent.report.tsv import write_results
@@ -136,7 +136,7 @@ class Loop:
         """Check the change before any GPU time, and commit it on top of the incumbent."""
         before = self.workspace.read(experiment.parent, self.program.edit)
         after = before | experiment.files
-        refusal = checks.check(before, after, self.finished())
+        refusal = checks.check(before, after) or checks.tried(before, after, self.finished())
         if refusal is None and (reason := integrity.check_edit(before, after, self.program)):
             refusal = "violation", reason
         if refusal is not None:
@@ -310,9 +310,18 @@ class Loop:
     def request(self, experiment: Experiment) -> Request:
         """The prompt of this experiment: the state of the night, then the talk so far from the ledger."""
         files = self.workspace.read(experiment.parent, self.program.edit)
-        return context.first_request(
-            experiment.number, self.program, files, self.finished(), self.facts(), self.templates, experiment.calls
+        request = context.first_request(
+            experiment.number, self.program, files, self.finished(), self.facts(), self.templates
         )
+        talk: list[Turn] = []
+        for call in experiment.calls:
+            if call.reply is not None:
+                talk += [Turn(role="user", text=call.question), Turn(role="assistant", text=call.reply.text)]
+        if experiment.calls and experiment.calls[-1].reply is None:
+            talk.append(Turn(role="user", text=experiment.calls[-1].question))
+        elif talk:
+            talk = talk[:-1]  # the last reply is what is being considered; repair and slip append it
+        return request.model_copy(update={"turns": tuple(talk)}) if talk else request
 
     def facts(self) -> dict[str, object]:
         """What a prompt says beside the contract and the history."""

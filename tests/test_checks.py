@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.judge.checks import check, fingerprint
+from agent.judge.checks import check, fingerprint, tried
 from agent.records import Experiment, Proposal, Verdict, VerdictKind
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,11 @@ def experiment(
 
 
 def judged(after: str, before: str = REAL, history: tuple[Experiment, ...] = ()):
-    return check({"train.py": before}, {"train.py": after}, history)
+    return refusal({"train.py": before}, {"train.py": after}, history)
+
+
+def refusal(before: dict[str, str], after: dict[str, str], history: tuple[Experiment, ...] = ()):
+    return check(before, after) or tried(before, after, history)
 
 
 def changed(*names: str, text: str = REAL) -> str:
@@ -122,18 +126,18 @@ def test_unchanged_files_come_from_the_parents():
         experiment(3, {"a.py": "A = 3\n"}, "discard", "c2"),
     )
     now = {"a.py": "A = 1\n", "b.py": "B = 2\n"}
-    assert check(now, {"a.py": "A = 2\n"}, history) is None  # tried with the other b.py only
-    assert (check(now, {"a.py": "A = 3\n"}, history) or ("", ""))[1].startswith("same code as experiment 3")
-    assert (check(now, {"a.py": "A = 2\n", "b.py": "B = 1\n"}, history) or ("", ""))[1].startswith(
+    assert refusal(now, {"a.py": "A = 2\n"}, history) is None  # tried with the other b.py only
+    assert (refusal(now, {"a.py": "A = 3\n"}, history) or ("", ""))[1].startswith("same code as experiment 3")
+    assert (refusal(now, {"a.py": "A = 2\n", "b.py": "B = 1\n"}, history) or ("", ""))[1].startswith(
         "same code as experiment 1"
     )
-    assert (check(now, {"b.py": "B = 1\n"}, history) or ("", ""))[1].startswith("same code as experiment 0")
+    assert (refusal(now, {"b.py": "B = 1\n"}, history) or ("", ""))[1].startswith("same code as experiment 0")
 
 
 def test_an_unknown_file_is_not_guessed():
     history = (experiment(1, {"a.py": "A = 2\n"}), experiment(2, {"b.py": "B = 2\n"}, "keep", "c0"))
     now = {"a.py": "A = 1\n", "b.py": "B = 2\n"}  # nobody recorded what b.py was in experiment 1
-    assert check(now, {"a.py": "A = 2\n"}, history) is None
+    assert refusal(now, {"a.py": "A = 2\n"}, history) is None
 
 
 def test_changes_of_any_size_are_tried():
@@ -158,8 +162,8 @@ def test_changes_of_any_size_are_tried():
     ],
 )  # fmt: skip
 def test_comments_and_layout_change_nothing_in_any_kind_of_file(path, text, same, other):
-    assert (check({path: text}, {path: same}, ()) or ("", ""))[1].startswith("changes nothing that runs")
-    assert check({path: text}, {path: other}, ()) is None
+    assert (check({path: text}, {path: same}) or ("", ""))[1].startswith("changes nothing that runs")
+    assert check({path: text}, {path: other}) is None
 
 
 def test_an_expression_too_deep_to_be_read_is_refused_and_not_passed_over():
@@ -184,8 +188,8 @@ def test_a_night_s_texts_leave_no_trees_in_memory():
 
 def test_files_that_are_no_python():
     assert fingerprint({"a.yaml": "a: 1\n"}) == fingerprint({"a.yaml": "a: 1  \n\n"}) != fingerprint({"a.yaml": "a: 2"})
-    assert check({"a.yaml": "a: 1\n"}, {"a.yaml": "a: 2\n"}, ()) is None
-    assert check({"a.py": "print 1\n"}, {"a.py": "print 2\n"}, ()) is None  # for another Python
+    assert check({"a.yaml": "a: 1\n"}, {"a.yaml": "a: 2\n"}) is None
+    assert check({"a.py": "print 1\n"}, {"a.py": "print 2\n"}) is None  # for another Python
 
 
 @given(st.text(max_size=80), st.text(max_size=80))

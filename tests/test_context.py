@@ -15,7 +15,7 @@ from agent.program import parse_program
 from agent.propose import context
 from agent.propose.edits import apply_edits, parse_reply
 from agent.propose.templates import Templates, fence, printable
-from agent.records import Call, Edit, Experiment, Measurement, Proposal, Reply, Trial, Verdict, VerdictKind
+from agent.records import Edit, Experiment, Measurement, Proposal, Trial, Verdict, VerdictKind
 
 ROOT = Path(__file__).parent.parent
 FILES = {"train.py": (ROOT / "train.py").read_text(encoding="utf-8")}
@@ -277,19 +277,6 @@ def test_a_broken_template_is_reported_once_and_the_packaged_one_used(tmp_path, 
     assert len(reports) == 1 and re.match(f"prompts/{said}.*; the packaged template is used", reports[0])
     (tmp_path / "propose.j2").write_text("Mended #{{ number }}")
     assert prompt(templates=templates).endswith("Mended #1") and len(reports) == 1
-
-
-def test_the_talk_so_far_comes_from_what_was_recorded():
-    """The first question stays the one that was asked, though the state of the night has changed."""
-    asked = context.first_request(1, PROGRAM, FILES, (BASELINE,), {}, PACKAGED)
-    calls = [Call(turn=0, kind="first", question=asked.turns[0].text, reserved_usd=0.0)]
-    later = (BASELINE, experiment(2, "keep", 1.1, 0.5))
-    again = context.first_request(1, PROGRAM, FILES, later, {}, PACKAGED, calls)
-    assert again.turns == asked.turns
-    repaired = context.repair(again, "bad", "no edit", 1, PACKAGED)
-    calls = [calls[0].model_copy(update={"reply": Reply(text="bad", proposer="x")})]
-    calls.append(Call(turn=1, kind="repair", question=repaired.turns[-1].text, reserved_usd=0.0))
-    assert context.first_request(1, PROGRAM, FILES, later, {}, PACKAGED, calls).turns == repaired.turns
 
 
 def test_a_talk_too_long_for_a_model_is_shortened_step_by_step():

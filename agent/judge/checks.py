@@ -12,26 +12,17 @@ from agent.records import Experiment, VerdictKind
 from agent.source import program_hash, syntax_error
 
 
-def check(
-    before: Mapping[str, str], after: Mapping[str, str], history: Sequence[Experiment]
-) -> tuple[VerdictKind, str] | None:
-    """Why this change is not worth a trial, or None.
+def check(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[VerdictKind, str] | None:
+    """Why this change is not worth a trial, whatever was tried before, or None.
 
-    `before`: every editable file at the incumbent. `after`: the changed ones, or all. `history`: finished
-    experiments with their files, the baseline included, oldest first.
+    `before`: every editable file at the incumbent. `after`: the changed ones, or all.
     """
-    new = {**before, **after}
     for path in sorted(path for path in after if path.endswith(".py")):
         runs = path not in before or not syntax_error(before[path], path)  # else it is written for another Python
         if runs and (error := syntax_error(after[path], path)):
             return "invalid", error
-    mark = fingerprint(new)
-    if mark == fingerprint(before):
+    if fingerprint({**before, **after}) == fingerprint(before):
         return "invalid", "changes nothing that runs: only comments, docstrings or layout differ"
-    if same := _tried(mark, new, before, history):
-        metric = "" if same.verdict is None or same.verdict.metric is None else f", {same.verdict.metric:.6g}"
-        kind = same.verdict.kind if same.verdict else "unknown"
-        return "duplicate", f"same code as experiment {same.number}: {kind}{metric}; propose something else"
     return None
 
 
@@ -41,15 +32,17 @@ def fingerprint(files: Mapping[str, str]) -> str:
     return hashlib.sha256("\1".join(parts).encode(errors="surrogatepass")).hexdigest()
 
 
-def _tried(
-    mark: str, new: Mapping[str, str], before: Mapping[str, str], history: Sequence[Experiment]
-) -> Experiment | None:
-    """The earlier experiment that ran the same code.
+def tried(
+    before: Mapping[str, str], after: Mapping[str, str], history: Sequence[Experiment]
+) -> tuple[VerdictKind, str] | None:
+    """That an earlier experiment ran the same code, and how it went, or None. `before` and `after`: as for `check`.
 
-    An experiment records only the files it changed; the others are its parent's, and so on up the chain of kept
-    commits. What no kept experiment has changed is as it is now. A file that can't be told so is not guessed: its
-    experiment does not count.
+    `history`: finished experiments, the baseline included, oldest first. Each records only the files it changed; the
+    others are its parent's, and so on up the chain of kept commits. What no kept experiment has changed is as it is
+    now. A file that can't be found so is not guessed: its experiment does not count.
     """
+    new = {**before, **after}
+    mark = fingerprint(new)
     by_commit = {e.commit: e for e in history if e.commit}
     constant = {path: text for path, text in before.items() if not any(_kept(e) and path in e.files for e in history)}
     for experiment in reversed(history):
@@ -64,7 +57,9 @@ def _tried(
             ancestor = by_commit.get(ancestor.parent)
         files = {**constant, **files}
         if new.keys() == files.keys() and fingerprint(files) == mark:
-            return experiment
+            metric = "" if experiment.verdict.metric is None else f", {experiment.verdict.metric:.6g}"
+            said = f"same code as experiment {experiment.number}: {experiment.verdict.kind}{metric}"
+            return "duplicate", f"{said}; propose something else"
     return None
 
 

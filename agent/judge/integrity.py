@@ -64,8 +64,10 @@ def check_edit(before: Mapping[str, str], after: Mapping[str, str], program: Pro
     `before`, `after`: path -> text of the editable files; what does not parse is left to checks.py.
     """
     for path, text in sorted(after.items()):
+        if not path.endswith(".py") or text == before.get(path):
+            continue
         old_tree, new_tree = read_python(before.get(path, "")).tree, read_python(text).tree
-        if not path.endswith(".py") or text == before.get(path) or old_tree is None or new_tree is None:
+        if old_tree is None or new_tree is None:
             continue
         old, new = (Counter(_Reader(tree, program).read()) for tree in (old_tree, new_tree))
         for rule, code in new - old:

@@ -17,7 +17,7 @@ from agent.program import Program
 from agent.propose.edits import CATEGORIES
 from agent.propose.templates import Templates, one_line
 from agent.protocols import Request
-from agent.records import Call, Experiment, Turn
+from agent.records import Experiment, Turn
 
 RECENT = 15  # experiments told in detail
 HISTORY_TOKENS = 6_000  # for the whole history, newest first
@@ -36,24 +36,19 @@ def first_request(
     history: Sequence[Experiment],
     facts: Mapping[str, object],
     templates: Templates,
-    calls: Sequence[Call] = (),
     history_tokens: int = HISTORY_TOKENS,
 ) -> Request:
-    """The prompt for experiment `number`, ending with the question that is or was to be answered.
+    """The prompt for experiment `number`.
 
     `files`: the editable files at the incumbent. `history`: finished experiments, oldest first. `facts`: what else
     is known now, printed as `name: value`; `noise` is special: the smallest difference of the metric that means
-    anything. `calls`: what was asked for this experiment before; the talk is taken from there, and not rendered again.
+    anything. `history_tokens`: the most that the lines of the history may take.
     """
-    if calls:
-        turns = _talk(calls)
-    else:
-        values = _values(number, program, files, history, facts, history_tokens)
-        turns = (Turn(role="user", text=templates.render("propose.j2", values)),)
+    values = _values(number, program, files, history, facts, history_tokens)
     return Request(
         number=number,
-        system=templates.render("system.j2", {"program": program, "categories": CATEGORIES}),
-        turns=turns,
+        system=templates.render("system.j2", values),
+        turns=(Turn(role="user", text=templates.render("propose.j2", values)),),
         program=program,
         files=dict(files),
         history=tuple(history),
@@ -107,7 +102,7 @@ def _values(
     facts: Mapping[str, object],
     history_tokens: int,
 ) -> dict[str, Any]:
-    """What propose.j2 may use."""
+    """What the templates system.j2 and propose.j2 may use."""
     done = [e for e in history if e.verdict]
     kept = [i for i, e in enumerate(done) if e.verdict and e.verdict.kept]
     incumbent = done[kept[-1]] if kept else None
@@ -133,27 +128,13 @@ def _values(
     }
 
 
-def _talk(calls: Sequence[Call]) -> tuple[Turn, ...]:
-    """What was said, up to the last question; a question that was never answered but the last is left out."""
-    turns: list[Turn] = []
-    for call in calls[:-1]:
-        if call.reply is not None:
-            turns += [Turn(role="user", text=call.question), _assistant(call.reply.text)]
-    return (*turns, Turn(role="user", text=calls[-1].question))
-
-
 def _answered(
     request: Request, reply_text: str, template: str, templates: Templates, values: Mapping[str, Any]
 ) -> Request:
+    said = reply_text if len(reply_text) <= REPLY_CHARACTERS else reply_text[:REPLY_CHARACTERS] + "\n[... cut off]"
     text = templates.render(template, {"program": request.program, **values})
-    turns = (_assistant(reply_text), Turn(role="user", text=text))
+    turns = (Turn(role="assistant", text=said.strip()), Turn(role="user", text=text))
     return request.model_copy(update={"turns": request.turns + turns})
-
-
-def _assistant(text: str) -> Turn:
-    if len(text) > REPLY_CHARACTERS:
-        text = text[:REPLY_CHARACTERS] + "\n[... cut off]"
-    return Turn(role="assistant", text=text.strip())
 
 
 def _split(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str], list[str]]:
