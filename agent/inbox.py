@@ -79,7 +79,8 @@ class SpoolInbox:
             try:
                 return [self.queue.get(timeout=left), *self.take()]
             except queue.Empty:
-                if found := [*self.requests(), *self.stop_file()]:
+                found: list[Event] = [*self.requests(), *self.stop_file()]
+                if found:
                     return found
         return []
 

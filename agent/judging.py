@@ -18,7 +18,7 @@ from agent.night import Night
 from agent.program import Program
 from agent.propose import edits
 from agent.protocols import Journal, Repository
-from agent.records import Experiment, Verdict
+from agent.records import Experiment, Verdict, VerdictKind
 
 
 @dataclass
@@ -68,12 +68,10 @@ class Judging:
         """Check the change before any GPU time, and commit it on top of the incumbent."""
         e, program = night.experiments[number], self.program(night)
         whole = self.history.whole(e)
-        assert whole.proposal is not None
         before = self.repository.read(e.parent, program.edit)
         after = before | whole.files
-        refusal = self.tried(night, number, e.fingerprint, checks.fingerprint(before))
-        refusal = refusal or checks.check(whole.proposal, before, after, ())
-        if refusal is None and (reason := integrity.check_edit(whole.proposal, before, after, program)):
+        refusal = checks.check(before, after) or self.tried(night, number)
+        if refusal is None and (reason := integrity.check_edit(before, after, program)):
             refusal = "violation", reason
         if refusal is not None:
             return judged(number, Verdict(kind=refusal[0], reason=refusal[1]))
@@ -84,11 +82,11 @@ class Judging:
             return judged(number, Verdict(kind="invalid", reason=str(error)))
         return ev.Committed(experiment=number, commit=commit)
 
-    def tried(self, night: Night, number: int, mark: str, before: str):
-        """Whether the same code ran before, or runs now; "changes nothing" is said by the other checks."""
-        if mark == before or night.tried.get(mark, number) == number:
+    def tried(self, night: Night, number: int) -> tuple[VerdictKind, str] | None:
+        """Whether the same code ran before, or runs now in another slot."""
+        same = night.experiments[night.tried.get(night.experiments[number].fingerprint, number)]
+        if same.number == number:
             return None
-        same = night.experiments[night.tried[mark]]
         verdict = same.verdict
         metric = "" if verdict is None or verdict.metric is None else f", {verdict.metric:.6g}"
         kind = verdict.kind if verdict else "not decided yet"

@@ -27,7 +27,8 @@ from agent.errors import Failure
 from agent.judge.integrity import check_edit
 from agent.program import Program, parse_program
 from agent.propose.context import first_request
-from agent.records import Edit, Experiment, Measurement, Proposal, Trial, Verdict
+from agent.propose.templates import Templates
+from agent.records import Experiment, Measurement, Proposal, Trial, Verdict
 from agent.run.local import LocalExecutor
 from agent.run.sandbox import Sandbox
 
@@ -95,9 +96,8 @@ class Arena:
 
     def attack(self, path: Path) -> Result:
         text = path.read_text()
-        whole = Proposal(hypothesis="x", category="other", edits=(Edit(path="train.py", search="", replace=text),))
-        files, self.train = {"train.py": self.honest}, text
-        refused = check_edit(whole, files, {"train.py": text}, self.program) or ""
+        self.train = text
+        refused = check_edit({"train.py": self.honest}, {"train.py": text}, self.program) or ""
         result = Result(path.stem, sentence(text), refused)
         began = time.monotonic()
         measurement, log = self.run(text)
@@ -307,7 +307,7 @@ class Arena:
         past = Experiment(
             number=1, state="published", parent="0" * 40, proposal=proposal, verdict=verdict, trials=(trial,)
         )
-        prompt = first_request(2, self.program, {"train.py": "x = 1\n"}, (past,), {}).turns[0].text
+        prompt = first_request(2, self.program, {"train.py": "x = 1\n"}, (past,), {}, Templates()).turns[0].text
         return ["control characters in the prompt"] if UNPRINTABLE.search(prompt) else _unfenced(prompt)
 
 

@@ -109,9 +109,7 @@ class SimProposer:
             self.world.counts["defect"] += 1
             raise ValueError("a defect of the proposer")
         if kind < faults.reply * 0.5:
-            error = ProposerError("it was cut off")
-            error.reply = Reply(text="Hypothesis: half", proposer=self.name, usd=usd)
-            raise error
+            raise ProposerError("it was cut off", reply=Reply(text="Hypothesis: half", proposer=self.name, usd=usd))
         if kind < faults.reply:
             self.world.counts["unusable reply"] += 1
             return Reply(text="I would rather not.", proposer=self.name, usd=usd, output_tokens=5)

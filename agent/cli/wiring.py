@@ -37,6 +37,7 @@ from agent.policy import Capacity
 from agent.program import Program, load_program
 from agent.propose import context
 from agent.propose.choose import banner, choose_proposer
+from agent.propose.templates import Templates
 from agent.protocols import Executor, Request
 from agent.records import Experiment, Stoppers, Turn
 from agent.run.gpu import find_device, visible_gpus
@@ -142,7 +143,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         executor=executor,
         proposer=proposer,
         caller=ThreadCaller(proposer),
-        prompts=Templates(root / "prompts"),
+        prompts=Prompts(Templates(root / "prompts", lambda text: inbox.put(ev.Noted(text=text)))),
         device=device,
         emit=inbox.put,
     )
@@ -152,19 +153,19 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
 
 
 @dataclass
-class Templates:
+class Prompts:
     """agent/propose/context.py with the person's own templates, where there are any. See protocols.Prompter."""
 
-    own: Path
+    templates: Templates
 
     def first_request(self, number, program, files, history, facts) -> Request:
-        return context.first_request(number, program, files, history, facts, self.own)
+        return context.first_request(number, program, files, history, facts, self.templates)
 
     def repair(self, request: Request, reply_text: str, error: str, attempt: int) -> Request:
-        return context.repair(request, reply_text, error, attempt, self.own)
+        return context.repair(request, reply_text, error, attempt, self.templates)
 
     def slip(self, request: Request, reply_text: str, traceback: str) -> Request:
-        return context.slip(request, reply_text, traceback, self.own)
+        return context.slip(request, reply_text, traceback, self.templates)
 
 
 class ProgramFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.errors import Failure, ProposerError
+from agent.propose.reply import reply_text
 from agent.protocols import Request
 from agent.records import Reply
 
@@ -41,7 +42,7 @@ class ReplayProposer:
         index = had if request.replies is None else request.replies
         if index >= len(self.replies):
             raise ProposerError(f"replay is exhausted after {len(self.replies)} replies", final=True)
-        return Reply(text=self.replies[index], proposer=self.name)
+        return Reply(text=reply_text(self.replies[index]), proposer=self.name)
 
 
 def split(text: str) -> list[str]:
