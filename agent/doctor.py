@@ -13,8 +13,8 @@ import git
 from rich.console import Console
 from rich.markup import escape
 
+from agent.cli.wiring import must_hold
 from agent.errors import Failure
-from agent.night import must_hold
 from agent.program import load_program
 from agent.run.gpu import find_device, visible_gpus
 from agent.run.sandbox import choose_sandbox
@@ -92,7 +92,7 @@ def describe_sandbox(repo: Path) -> str:
     sandbox = choose_sandbox("auto", private=(workspace.root,))
     workspace.prepare_home()
     try:
-        must_hold(sandbox, workspace, program, find_device(program.device))
+        must_hold(sandbox, workspace, program)
     finally:
         shutil.rmtree(workspace.home, ignore_errors=True)
     weaker = f", weaker than bubblewrap: a trial can {'; '.join(sandbox.weaker)}" if sandbox.weaker else ""

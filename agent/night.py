@@ -1,224 +1,305 @@
-"""Puts a night together from flags, program.md and what the repository and the machine hold."""
+"""The state of a night is the sum of its events: `night = night.after(event)`.
+
+A pure fold: the same journal always gives the same night. An event that does not fit is a defect: `OutOfOrder`.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import re
-import shlex
-import subprocess
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from agent.errors import Failure
-from agent.judge.stoppers import Limits
-from agent.ledger import Ledger
-from agent.loop import Loop
-from agent.program import Device, Program, load_program
-from agent.propose.choose import banner, choose_proposer
-from agent.protocols import Executor, Request
-from agent.records import Turn
-from agent.report.terminal import Terminal
-from agent.run.gpu import device_name, find_device, visible_gpus
-from agent.run.local import LocalExecutor
-from agent.run.probe import probe, rooms_fault
-from agent.run.process import reap
-from agent.run.sandbox import Sandbox, choose_sandbox
-from agent.workspace import Workspace, open_repository
+from agent import events as ev
+from agent.events import Event
+from agent.records import State
+from agent.state import Call, Experiment, Standing, Trial, added, replace, settled
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What the command line says; `contract` lies over program.md's front matter."""
-
-    tag: str | None
-    proposer: str
-    model: str | None
-    base_url: str | None
-    command: str | None
-    replay: Path | None
-    sandbox: str
-    limits: Limits
-    contract: Mapping[str, Any] = field(default_factory=dict)
+class OutOfOrder(Exception):
+    """An event that can't follow on what the journal holds: a defect of this program, never of the person."""
 
 
-def assemble(repo: Path, flags: Flags, today: str) -> Loop:
-    """Everything a night needs, checked before anything is run. Raises Failure, one line."""
-    root = Path(str(open_repository(repo).working_dir))
-    tag = flags.tag or default_tag(root, today)
-    workspace = Workspace(root, tag)
-    reread = partial(load_program, root / "program.md", defaults(root) | dict(flags.contract))
-    program = reread()
-    device = find_device(program.device)
-    budget = program.budget_on(device)
-    workspace.check(workspace.head, [*program.edit, *program.protect])
-    proposer = choose_proposer(
-        flags.proposer,
-        model=flags.model,
-        base_url=flags.base_url,
-        command=flags.command,
-        replay=flags.replay,
-        device=device,
-    )
-    empty = Request(number=1, system="", turns=(Turn(role="user", text=""),), program=program, files={}, history=())
-    if flags.limits.usd is not None and proposer.most_usd(empty) is None:
-        raise Failure(f"what {proposer.model or proposer.name} costs is not known: leave --usd out")
-    room = choose_sandbox(flags.sandbox, private=(workspace.root,))
-    workspace.prepare_home()
-    ledger = Ledger(workspace.home)
-    terminal = Terminal(workspace.home)
-    same_night(ledger, program)
-    other_card = same_device(ledger, device)
-    terminal.say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
-    terminal.say(banner(proposer))
-    for path in workspace.uncommitted([*program.edit, *program.protect]):
-        terminal.say(f"{path} has uncommitted changes: the night works on the committed version")
-    executor = equip(workspace, ledger, program, device, room, terminal)
-    return Loop(reread, workspace, ledger, executor, proposer, flags.limits, device, terminal, other_card)
+class Night(Standing):
+    """Where the night stands, and what each event makes of it."""
 
+    def after(self, event: Event) -> Night:
+        """The night with this event. Raises OutOfOrder."""
+        if self.ended and not isinstance(event, ev.Started | ev.Requested | ev.Noted):
+            raise OutOfOrder(f"{type(event).__name__} in a night that has ended")
+        night = getattr(self, f"on_{type(event).__name__}")(event)
+        return replace(night, now=event.at)
 
-def reopen(repo: Path, tag: str | None, sandbox: str) -> tuple[Ledger, Workspace, Executor, Program]:
-    """The parts of a night that has been, to run further trials of its commits. Raises Failure."""
-    root = Path(str(open_repository(repo).working_dir))
-    home = root / ".research" / tag if tag else newest(root)
-    if home is None or not (home / "ledger.db").exists():
-        raise Failure("there is no such night here: `python -m agent status` shows the newest")
-    workspace, ledger = Workspace(root, home.name), Ledger(home)
-    program = contract(ledger)
-    device = find_device(program.device)
-    same_device(ledger, device)
-    room = choose_sandbox(sandbox, private=(root,))
-    return ledger, workspace, equip(workspace, ledger, program, device, room, Terminal(home)), program
+    def change(self, number: int, **changes: Any) -> Night:
+        experiment = replace(self.experiments[number], **changes)
+        return replace(self, experiments={**self.experiments, number: experiment})
 
+    def change_call(self, number: int, **changes: Any) -> Night:
+        calls = self.experiments[number].calls
+        return self.change(number, calls=(*calls[:-1], replace(calls[-1], **changes)))
 
-def equip(
-    workspace: Workspace, ledger: Ledger, program: Program, device: Device, room: Sandbox, terminal: Terminal
-) -> Executor:
-    """A sandbox that holds, the data, and an executor on them. Raises Failure where one of these is missing."""
-    if ledger.get("sandbox", room.name) != room.name:
-        ledger.note(f"the sandbox changed from {ledger.get('sandbox')} to {room.name}")
-    ledger.set("sandbox", room.name)
-    ledger.set("sandbox_weaker", json.dumps(room.weaker))
-    if room.name == "none":
-        terminal.say("NO SANDBOX: code that nobody has read runs with all your rights")
-    else:
-        terminal.say(f"trials run in {room.name}; trying to break out of it first")
-        for weakness in room.weaker:
-            terminal.say(f"  weaker than bubblewrap: a trial can {weakness}")
-        must_hold(room, workspace, program, device)
-    if ended := reap(workspace.home):
-        terminal.say(f"ended {ended} processes that a killed loop had left")
-    prepare_data(program, workspace.root, ledger)
-    executor = LocalExecutor(workspace.home, workspace.export, room, device, root=workspace.root)
-    executor.check(program)
-    return executor
+    def change_trial(self, number: int, index: int, **changes: Any) -> Night:
+        trials = list(self.experiments[number].trials)
+        trials[index] = replace(trials[index], **changes)
+        return self.change(number, trials=tuple(trials))
 
+    def need(self, number: int, *states: State) -> Experiment:
+        experiment = self.experiments.get(number)
+        if experiment is None or experiment.state not in states:
+            what = experiment.state if experiment else "missing"
+            raise OutOfOrder(f"experiment {number} is {what}, not {' or '.join(states)}")
+        return experiment
 
-def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program, device: Device) -> None:
-    """Try to break out of the sandbox, and run a kernel on the device in each kind of room. Raises Failure where the
-    first succeeds or the second does not."""
-    data, holdout = ([workspace.root / Path(name).expanduser() for name in names]
-                     for names in (program.data, program.holdout))  # fmt: skip
-    gpu = visible_gpus()[0] if device == "cuda" else None
-    env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
-    env["CUDA_VISIBLE_DEVICES"] = gpu.uuid if gpu else ""
-    slot = gpu.index if gpu else None
-    escapes = probe(
-        sandbox,
-        workspace.home,
-        workspace.root,
-        data=data,
-        holdout=holdout,
-        slot=slot,
-        env=env,
-        protected=program.protect,
-    )
-    if escapes:
-        raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
-    if fault := rooms_fault(sandbox, workspace.home, device, slot, env):
-        raise Failure(f"{fault}; `python -m agent doctor` looks at each part")
+    def settle(self, number: int) -> Night:
+        """After the end of a trial: is everything here that the judge was waiting for?"""
+        e = self.experiments[number]
+        ended = [t.measurement for t in e.current if t.measurement]
+        broken = any(m.outcome != "ok" for m in ended) if number == 0 else bool(ended) and ended[-1].outcome != "ok"
+        if e.state == "trials" and len(ended) == len(e.current) and (broken or len(ended) >= e.wanted):
+            return self.change(number, state="measured")
+        return self
 
+    def on_Started(self, event: ev.Started) -> Night:
+        night = self
+        for e in night.open:
+            if e.asking:  # cut off: what was reserved for it stays spent
+                night = night.change_call(e.number, in_flight=False).change(e.number, state="ask")
+        for e, t in list(night.running):
+            night = night.change_trial(e.number, t.number, running=False)
+        for e in night.testing:
+            night = night.change(e.number, test_slot=None)
+        if night.baseline_failed:  # the person may have corrected it: it begins anew
+            old = tuple(replace(t, superseded=True) for t in night.experiments[0].trials)
+            night = replace(night, baseline_failed="", void=old, experiments={}, tried={})
+        return replace(
+            night, rules=event.rules, program=event.program, program_text="", stoppers=event.stoppers,
+            device=event.device, sandbox=event.sandbox, proposer=event.proposer, started=event.at,
+            contract=night.contract or event.program, data=night.data or event.data, starts=night.starts + 1,
+            hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,
+            other_cards=night.other_cards or bool(night.kept) and night.cards != event.cards,
+            ended=None, stopping=False, blocked="", finishing="", outages=0, lost_slots=frozenset(),
+        )  # fmt: skip
 
-def same_device(ledger: Ledger, device: Device) -> bool:
-    """Hold the night to one kind of device. Whether it is another card of the same name than before: then what was
-    measured must be measured again. Raises Failure for another device."""
-    name, cards = device_name(device), ",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else ""
-    if (before := ledger.get("device", name)) != name:
-        raise Failure(f"this night was begun on {before}, but this is {name}: choose a new --tag to begin another")
-    other = ledger.get("cards", cards) != cards
-    ledger.set("device", name)
-    ledger.set("cards", cards)
-    return other
+    def on_Steered(self, event: ev.Steered) -> Night:
+        if event.refused:
+            return replace(self, program_text=event.text, notes=(*self.notes, (event.at, event.refused)))
+        return replace(self, program_text=event.text, program=event.program, rules=event.rules)
 
+    def on_Noted(self, event: ev.Noted) -> Night:
+        return replace(self, notes=(*self.notes, (event.at, event.text)))
 
-def default_tag(root: Path, today: str) -> str:
-    """The newest night that has not ended, or today's date, counted up where there is one already."""
-    home = newest(root)
-    if home is not None and Ledger(home, readonly=True).get("ended") != "yes":
-        return home.name
-    taken = {path.name for path in nights(root)}
-    names = [today, *(f"{today}-{n}" for n in range(2, 1000))]
-    return next(name for name in names if name not in taken)
+    def on_Requested(self, event: ev.Requested) -> Night:
+        night = self
+        if event.id in night.requests:
+            raise OutOfOrder(f"request {event.id} twice")
+        night = replace(night, requests=night.requests | {event.id})
+        if night.ended:
+            return night
+        if event.what == "stop":
+            return replace(night, stopping=True)
+        return replace(night, finishing=event.text or "a person asked for an end")
 
+    def on_Waited(self, event: ev.Waited) -> Night:
+        return self
 
-def nights(root: Path) -> list[Path]:
-    """Folders of all nights, oldest first."""
-    ledgers = sorted((root / ".research").glob("*/ledger.db"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in ledgers]
+    def on_Blocked(self, event: ev.Blocked) -> Night:
+        return replace(self, blocked=event.reason)
 
+    def on_Ended(self, event: ev.Ended) -> Night:
+        return replace(self, ended=event)
 
-def newest(root: Path) -> Path | None:
-    return nights(root)[-1] if nights(root) else None
+    def on_BaselineBegun(self, event: ev.BaselineBegun) -> Night:
+        if self.experiments:
+            raise OutOfOrder("a second baseline")
+        baseline = Experiment(
+            number=0, parent=event.commit, created=event.at, state="trials", files=event.files,
+            fingerprint=event.fingerprint, commit=event.commit, trials=self.void,
+            wanted=self.rules.seeds if self.rules else 1,
+        )  # fmt: skip
+        return replace(self, experiments={0: baseline}, tried={event.fingerprint: 0})
 
+    def on_BaselineFailed(self, event: ev.BaselineFailed) -> Night:
+        self.need(0, "measured")
+        return replace(self, baseline_failed=event.reason)
 
-def contract(ledger: Ledger) -> Program:
-    """The program that a night was begun with."""
-    return Program.model_validate_json(ledger.get("program"))
+    def on_Asked(self, event: ev.Asked) -> Night:
+        night = self
+        number, call = event.experiment, night.calls
+        if event.call != call:
+            raise OutOfOrder(f"call {event.call} after {call} calls")
+        if event.kind == "first" and number not in night.experiments:
+            if number != len(night.experiments):
+                raise OutOfOrder(f"experiment {number} after {len(night.experiments)}")
+            new = Experiment(number=number, parent=event.parent, created=event.at)
+            night = replace(night, experiments={**night.experiments, number: new})
+        e = night.need(number, "ask", "refused")
+        asked = Call(call, event.kind, event.system, event.question, event.at, event.reserved_usd)
+        night = night.change(number, state="asking", calls=(*e.calls, asked), parent=event.parent, refused="")
+        return replace(night, calls=call + 1, spent=added(night.spent, event.reserved_usd))
 
+    def on_Replied(self, event: ev.Replied) -> Night:
+        night = self
+        call = night._in_flight(event)
+        reply = event.reply.model_copy(update={"text": ""})
+        spent = settled(night.spent, call.charge, reply.usd)
+        night = night.change_call(event.experiment, in_flight=False, charge=reply.usd, reply=reply, text=event.text)
+        night = night.change(event.experiment, state="replied", defects=0)
+        tokens = night.tokens + reply.input_tokens + reply.output_tokens
+        outages = night.outages if reply.unusable else 0
+        if event.final:
+            night = replace(night, blocked=f"no more proposals: {reply.unusable}")
+        return replace(night, spent=spent, tokens=tokens, replies=night.replies + 1, outages=outages)
 
-def same_night(ledger: Ledger, program: Program) -> None:
-    """A night has one contract: trials under another can't be compared. Raises Failure."""
-    if not ledger.get("program"):
-        ledger.set("program", program.model_dump_json())
-    elif changed := program.other_race(contract(ledger)):
-        raise Failure(f"this night was begun with another {changed}: choose a new --tag, or change it back")
-    ledger.set("ended", "")
+    def on_CallFailed(self, event: ev.CallFailed) -> Night:
+        night = self
+        call = night._in_flight(event)
+        charge = call.charge if event.charged else 0.0
+        e = night.experiments[event.experiment]
+        night = replace(night, spent=settled(night.spent, call.charge, charge))
+        night = night.change_call(e.number, in_flight=False, charge=charge)
+        night = night.change(e.number, state="ask", defects=e.defects + event.defect)
+        outages, reason = night.outages + 1, f"no more proposals: {event.reason}"
+        return replace(night, outages=outages, failed_at=event.at, blocked=reason if event.final else night.blocked)
 
+    def on_ReplyRefused(self, event: ev.ReplyRefused) -> Night:
+        self.need(event.experiment, "replied")
+        return self.change(event.experiment, state="refused", refused=event.error)
 
-def defaults(root: Path) -> dict[str, Any]:
-    """For a program.md without front matter (the original autoresearch form): the evaluator is protected."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = (root / "program.md").read_text(encoding="utf-8")
-        if not text.startswith("---") and (root / "prepare.py").is_file():
-            return {"protect": ["prepare.py"]}
-    return {}
+    def on_Proposed(self, event: ev.Proposed) -> Night:
+        self.need(event.experiment, "replied")
+        new = {name: getattr(event, name) for name in ("proposal", "category", "files", "fingerprint")}
+        return self.change(event.experiment, state="proposed", **new)
 
+    def on_Committed(self, event: ev.Committed) -> Night:
+        night = self
+        e = night.need(event.experiment, "proposed")
+        night = night.change(e.number, state="trials", commit=event.commit, wanted=len(e.current) + 1)
+        return replace(night, tried={**night.tried, e.fingerprint: e.number})
 
-def prepare_data(program: Program, root: Path, ledger: Ledger) -> None:
-    """Run the `prepare` command, and hold the night to what it reports (the data's hash). Raises Failure."""
-    if not program.prepare:
-        return
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
-    try:
-        ran = subprocess.run(
-            shlex.split(program.prepare),
-            cwd=root,
-            env={**os.environ, "PATH": path},
-            stdout=subprocess.PIPE,
-            text=True,
-            timeout=program.timeouts.prepare,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise Failure(f"`{program.prepare}` failed: {error}") from None
-    if ran.returncode:
-        raise Failure(f"`{program.prepare}` failed with exit code {ran.returncode}: it says why above")
-    told = dict(re.findall(r"(?m)^(\w+):[ \t]*(.+?)[ \t]*$", ran.stdout))
-    before = json.loads(ledger.get("prepared", "{}"))
-    if before and before.get("data_hash") != told.get("data_hash"):
-        raise Failure("the prepared data changed since this night began: choose a new --tag")
-    ledger.set("prepared", json.dumps(told))
+    def on_TrialBegun(self, event: ev.TrialBegun) -> Night:
+        night = self
+        e = night.need(event.experiment, "trials", "published")
+        if event.slot in night.busy:
+            raise OutOfOrder(f"slot {event.slot} is taken")
+        begun = {"slot": event.slot, "attempt": event.attempt, "began": event.at, "running": True, "turn": night.begins}
+        night = replace(night, begins=night.begins + 1)
+        if event.number == len(e.trials) and event.attempt == 1:
+            trial = Trial(event.number, event.commit, event.seed, **begun)
+            return night.change(e.number, trials=(*e.trials, trial))
+        old = e.trials[event.number] if event.number < len(e.trials) else None
+        if old is None or old.running or old.measurement or event.attempt != old.attempt + 1 or event.seed != old.seed:
+            raise OutOfOrder(f"trial {event.number} of experiment {e.number} was begun before")
+        return night.change_trial(e.number, event.number, **begun)
+
+    def on_Measured(self, event: ev.Measured) -> Night:
+        night = self
+        trial = night._unmeasured(event)
+        light = event.measurement.model_copy(update={"curve": (), "log_tail": "", "numbers": {}})
+        number, index = event.experiment, trial.number
+        night = night.change_trial(number, index, running=False, measurement=light, details=event.details)
+        if night.experiments[number].state == "published":  # a rerun: whoever waits for it is judged again
+            for e in night.open:
+                if e.state == "waiting":
+                    night = night.change(e.number, state="measured")
+        if night.incumbent and number == night.incumbent.number:
+            night = replace(night, other_cards=False)
+            for e in night.experiments.values():
+                for t in e.trials:
+                    if t.faults >= 2:
+                        night = night.change_trial(e.number, t.number, incumbent_ran=True)
+        return night.settle(number)
+
+    def on_TrialFailed(self, event: ev.TrialFailed) -> Night:
+        trial = self._in_a_slot(event)
+        return self.change_trial(event.experiment, trial.number, running=False, failures=trial.failures + 1)
+
+    def on_MachineFault(self, event: ev.MachineFault) -> Night:
+        night = self
+        trial = night._in_a_slot(event)
+        night = night.change_trial(event.experiment, trial.number, running=False, faults=trial.faults + 1)
+        incumbent = night.incumbent
+        of_the_best = event.experiment == (incumbent.number if incumbent else 0)
+        if not event.slot_lost and not (of_the_best and trial.faults + 1 >= 2):
+            return night
+        for e in night.experiments.values():  # elsewhere everything begins anew
+            for t in e.trials:
+                if t.faults and not t.measurement:
+                    night = night.change_trial(e.number, t.number, faults=0, incumbent_ran=False)
+        return replace(night, lost_slots=night.lost_slots | {trial.slot})
+
+    def on_TrialCancelled(self, event: ev.TrialCancelled) -> Night:
+        return self.change_trial(event.experiment, self._in_a_slot(event).number, running=False)
+
+    def on_RerunWanted(self, event: ev.RerunWanted) -> Night:
+        e = self.need(event.experiment, "measured")
+        if event.of == "incumbent":
+            return self.change(e.number, state="waiting")
+        return self.change(e.number, state="trials", wanted=len(e.current) + 1)
+
+    def on_SentBack(self, event: ev.SentBack) -> Night:
+        self.need(event.experiment, "measured")
+        return self.change(event.experiment, state="ask")
+
+    def on_Rebased(self, event: ev.Rebased) -> Night:
+        night = self
+        e = night.need(event.experiment, "measured", "waiting", "judged")
+        if event.parent != night.tip:
+            raise OutOfOrder(f"experiment {e.number} was put onto what is not the incumbent")
+        old = tuple(replace(t, superseded=True) for t in e.trials)
+        new = {name: getattr(event, name) for name in ("parent", "commit", "files", "fingerprint")}
+        night = night.change(e.number, state="trials", trials=old, wanted=1, verdict=None, **new)
+        return replace(night, tried={**night.tried, event.fingerprint: e.number})
+
+    def on_Judged(self, event: ev.Judged) -> Night:
+        number, verdict = event.experiment, event.verdict
+        e = self.need(number, "ask", "refused", "proposed", "measured", "waiting", "judged")
+        night = self.change(number, state="judged", verdict=verdict)
+        if verdict.kind == "violation":  # refused without a trial, and not to be proposed again
+            night = replace(night, tried={**night.tried, e.fingerprint: number})
+        return night
+
+    def on_Published(self, event: ev.Published) -> Night:
+        night = self
+        e = night.need(event.experiment, "judged")
+        night = night.change(e.number, state="published", published=event.commit)
+        night = replace(night, order=(*night.order, e.number))
+        if not e.kept:
+            return night
+        if night.tip and e.parent != night.tip:
+            raise OutOfOrder(f"experiment {e.number} was confirmed on an older incumbent")
+        for other in night.open:  # what waits for a trial of the old incumbent is judged again, on the new one
+            if other.state == "waiting":
+                night = night.change(other.number, state="measured")
+        if night.rules and not night.rules.tests:
+            night = night.change(e.number, test="")
+        return replace(night, kept={**night.kept, event.commit: e.number})
+
+    def on_TestBegun(self, event: ev.TestBegun) -> Night:
+        e = self.need(event.experiment, "published")
+        if event.slot in self.busy or e.test is not None or event.attempt != e.test_attempt + 1:
+            raise OutOfOrder(f"the test of experiment {e.number} is begun out of turn")
+        return self.change(e.number, test_attempt=event.attempt, test_slot=event.slot, test_began=event.at)
+
+    def on_Tested(self, event: ev.Tested) -> Night:
+        night = self
+        if not night.awaits(event):
+            raise OutOfOrder(f"a test of experiment {event.experiment} that does not run")
+        if event.reason:
+            text = f"the test of experiment {event.experiment} failed: {event.reason}"
+            night = replace(night, notes=(*night.notes, (event.at, text)))
+        return night.change(event.experiment, test=event.numbers, test_slot=None)
+
+    def _in_flight(self, event: ev.Replied | ev.CallFailed) -> Call:
+        call = self.experiments[event.experiment].asking
+        if call is None or call.number != event.call:
+            raise OutOfOrder(f"call {event.call} is not in flight")
+        return call
+
+    def _unmeasured(self, event: ev.Measured) -> Trial:
+        trial = self.experiments[event.experiment].trials[event.number]
+        if trial.measurement or trial.attempt != event.attempt:
+            raise OutOfOrder(f"trial {event.number} of experiment {event.experiment} is measured twice")
+        return trial
+
+    def _in_a_slot(self, event: ev.TrialFailed | ev.MachineFault | ev.TrialCancelled) -> Trial:
+        trial = self.experiments[event.experiment].trials[event.number]
+        if not trial.running or trial.attempt != event.attempt:
+            raise OutOfOrder(f"trial {event.number} of experiment {event.experiment} does not run")
+        return trial

@@ -90,12 +90,6 @@ class Metric(Part):
             raise ValueError("needs a group around the number, like accuracy=([0-9.]+)")
         return pattern
 
-    @property
-    def regex(self) -> re.Pattern[str]:
-        number = r"([-+]?(?:[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|nan|inf(?:inity)?))"
-        line = rf"(?i)^\s*{re.escape(self.name)}\s*[:=]\s*{number}\s*$"
-        return re.compile(self.pattern or line, re.MULTILINE)
-
     def gain(self, before: float, after: float) -> float:
         """How much better `after` is than `before`; positive is better, whatever the direction."""
         return before - after if self.direction == "minimize" else after - before

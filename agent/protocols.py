@@ -1,16 +1,18 @@
-"""The three places where this program can be extended, on one screen.
+"""The seams of this program on one screen: where proposals come from, where trials run, and what the loop stands on.
 
-A new provider, executor or journal is one new file that satisfies one of these.
+A new provider or executor is one new file that satisfies one of the first two, and one line in a table
+(agent/cli/wiring.py). The others are written so that whole nights can be simulated: bench/simulate.py has a second
+implementation of each, and tests/test_contracts.py holds both to the same behaviour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import Future
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Literal, Protocol
 
+from agent.events import Asked, Event
 from agent.program import Program
-from agent.records import Call, Experiment, Measurement, Proposal, Record, Reply, Trial, Turn, Verdict
+from agent.records import Experiment, Record, Reply, Turn
 
 
 class Request(Record):
@@ -26,6 +28,8 @@ class Request(Record):
     """Path -> text of each editable file at the incumbent."""
     history: tuple[Experiment, ...]
     """Every finished experiment, oldest first."""
+    replies: int | None = None
+    """Replies that this night has had, or waits for, before this one; None: as many as the history tells."""
 
 
 class Proposer(Protocol):
@@ -45,40 +49,124 @@ class Proposer(Protocol):
         ...
 
 
+Emit = Callable[[Event], None]
+"""Takes a result; may be called from any thread."""
+
+
+class Job(Record):
+    """One trial, or the held-out test of what a trial has saved. `experiment`, `number` and `attempt` are its key:
+    each result carries them back."""
+
+    what: Literal["train", "test"]
+    experiment: int
+    number: int
+    """Of the trial within its experiment; counts on for ever."""
+    attempt: int
+    """Of this trial, or of this test; a result of an earlier attempt is no news."""
+    commit: str
+    seed: int
+    slot: int
+    program: Program
+    builds_on: int | None = None
+    """The kept experiment that its change was made to: it may start from what that one compiled."""
+
+
 class Executor(Protocol):
-    """Where trials run. It gets a commit and gives a measurement; it shares no memory with the loop."""
+    """Where trials run, in `slots` places numbered from 0. It shares no memory with the loop but these calls."""
 
     slots: int
 
-    def submit(self, trial: Trial, program: Program) -> Future[Measurement]:
-        """Start the trial. The future never raises for what the code under test does."""
+    def submit(self, job: Job, emit: Emit) -> None:
+        """Start the job in its slot, which is free; returns at once. Exactly one of these is emitted at its end: for
+        a trial Measured, TrialFailed, MachineFault or TrialCancelled; for a test Tested."""
         ...
 
-    def test(self, trial: Trial, program: Program) -> Future[dict[str, float]]:
-        """Score what this trial saved on the held-out split. The future raises Failure where that fails."""
+    def cancel(self, experiment: int, number: int, why: str) -> None:
+        """End this trial, or the test of it, if it runs here. It emits TrialCancelled, or Tested with a reason."""
         ...
 
-    def forget(self, experiment: int, kept: bool = False) -> None:
-        """Delete what the experiment's trials saved: it has been decided."""
+    def forget(self, experiment: int, number: int) -> None:
+        """Delete what this trial saved."""
         ...
 
-    def stop(self, now: bool = False) -> None:
-        """End every running trial (SIGTERM, then SIGKILL; `now`: SIGKILL) with outcome "interrupted"."""
+    def discard(self, experiment: int) -> None:
+        """It was not kept: delete what its trials compiled, so that it serves no other."""
         ...
+
+    def close(self, now: bool = False) -> None:
+        """End whatever still runs; `now`: without letting it clean up."""
+        ...
+
+
+class Caller(Protocol):
+    """Makes the calls of the proposer, aside from the loop."""
+
+    def call(self, asked: Asked, request: Request, emit: Emit) -> None:
+        """Start the call; returns at once. Replied or CallFailed is emitted at its end."""
+        ...
+
+
+class Prompter(Protocol):
+    """Renders prompts; agent/propose/context.py. Each raises ProgramError where a template can't be rendered."""
+
+    def first_request(
+        self,
+        number: int,
+        program: Program,
+        files: Mapping[str, str],
+        history: Sequence[Experiment],
+        facts: Mapping[str, object],
+    ) -> Request: ...
+    def repair(self, request: Request, reply_text: str, error: str, attempt: int) -> Request: ...
+    def slip(self, request: Request, reply_text: str, traceback: str) -> Request: ...
+
+
+class Repository(Protocol):
+    """The git side. Objects are written and refs are set; doing so again changes nothing."""
+
+    @property
+    def head(self) -> str: ...
+    def read(self, commit: str, paths: Sequence[str]) -> dict[str, str]: ...
+    def commit_files(self, parent: str, files: Mapping[str, str], message: str, when: float) -> str: ...
+    def commit_tree(self, tree: str, parent: str, message: str, when: float) -> str: ...
+    def merge(self, ours: str, base: str, theirs: str) -> str | None: ...
+    def pins(self) -> dict[int, str]: ...
+    def pin(self, number: int, commit: str) -> None: ...
+    def advance(self, commit: str, ours: Sequence[str]) -> str: ...
+    def clear_stale_locks(self) -> None: ...
 
 
 class Journal(Protocol):
-    """What the loop asks of a ledger. Every method is durable when it returns, and safe to repeat."""
+    """Events and texts, durable when `append` returns."""
 
-    def begin(self, parent: str, files: Mapping[str, str]) -> Experiment: ...
-    def ask(self, number: int, call: Call) -> None: ...
-    def replied(self, number: int, turn: int, reply: Reply) -> None: ...
-    def proposed(self, number: int, proposal: Proposal, files: Mapping[str, str]) -> None: ...
-    def committed(self, number: int, commit: str) -> None: ...
-    def running(self, trial: Trial) -> None: ...
-    def measured(self, trial: Trial, measurement: Measurement) -> None: ...
-    def judged(self, number: int, verdict: Verdict) -> None: ...
-    def tested(self, number: int, numbers: Mapping[str, float]) -> None: ...
-    def published(self, number: int, commit: str | None) -> None: ...
-    def experiment(self, number: int) -> Experiment: ...
-    def experiments(self) -> tuple[Experiment, ...]: ...
+    def put(self, text: str) -> str: ...
+    def text(self, key: str) -> str: ...
+    def append(self, event: Event) -> None: ...
+    def events(self, after: int = 0) -> Iterator[tuple[int, Event]]: ...
+
+
+class Clock(Protocol):
+    def now(self) -> float:
+        """Unix time that never goes back within a process."""
+        ...
+
+
+class Inbox(Protocol):
+    """What arrives while the loop is busy: results and requests."""
+
+    def put(self, event: Event) -> None: ...
+    def stale(self) -> list[Event]:
+        """Requests that were left for a process before this one."""
+        ...
+
+    def take(self) -> list[Event]:
+        """All that is here, without waiting."""
+        ...
+
+    def wait(self, until: float | None) -> list[Event]:
+        """At least one event; none once it is `until`."""
+        ...
+
+    def done(self, event: Event) -> None:
+        """The event is journaled: a request need not be kept any longer."""
+        ...

@@ -5,7 +5,7 @@ Everything here survives a round trip through JSON, because the ledger keeps it 
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,8 +22,19 @@ VerdictKind = Literal[
 ]
 KEPT: frozenset[VerdictKind] = frozenset({"baseline", "keep", "simplification"})
 
-State = Literal["proposing", "proposed", "committed", "running", "measured", "judged", "published"]
-STATES: tuple[State, ...] = get_args(State)
+CallKind = Literal["first", "repair", "slip"]
+State = Literal[
+    "ask",  # a call has to be made
+    "asking",
+    "replied",
+    "refused",  # the reply can't be applied
+    "proposed",
+    "trials",  # trials run, or are to be begun
+    "waiting",  # for a further trial of the incumbent
+    "measured",
+    "judged",
+    "published",
+]
 
 
 class Record(BaseModel):
@@ -68,7 +79,7 @@ class Call(Record):
     """One call of a proposer: what was asked, and the reply once there is one."""
 
     turn: int
-    kind: Literal["first", "repair", "slip"]
+    kind: CallKind
     question: str
     reserved_usd: float | None
     """Upper bound set aside before the call; it counts as spent until the reply tells."""
@@ -101,10 +112,39 @@ class Trial(Record):
     number: int
     commit: str
     seed: int
-    builds_on: int | None = None
-    """The kept experiment that its change was made to: it may start from what that one compiled."""
     measurement: Measurement | None = None
     """None while it runs."""
+    superseded: bool = False
+    """It ran on an older commit of its experiment, before that was put onto a newer incumbent."""
+
+
+class Surroundings(Record):
+    """What a process works with beside the program. A night stays on one kind of data and hardware."""
+
+    sandbox: str = "none"
+    weaker: str = ""
+    """What a trial can do in it that it can't in bubblewrap."""
+    data: str = ""
+    """Hash of the prepared data, as `prepare` says it."""
+    hardware: str = ""
+    """`cpu`, or `cuda` and the GPU's name."""
+    cards: str = ""
+    """UUIDs of the GPUs."""
+
+
+class Stoppers(Record):
+    """What ends the night besides its target; each None: no such limit. All but `hours` count the whole night."""
+
+    experiments: int | None = None
+    """The baseline not counted."""
+    hours: float | None = None
+    """From the start of this process; what was begun by then is finished."""
+    usd: float | None = None
+    """What calls may cost; the most that a call may cost is reserved before it is made."""
+    tokens: int | None = None
+    """Input and output tokens of all calls."""
+    plateau: int | None = None
+    """Experiments in a row without a keep."""
 
 
 class Verdict(Record):
@@ -132,7 +172,7 @@ class Experiment(Record):
     number: int
     state: State
     parent: str
-    """The incumbent's commit when it was proposed."""
+    """The commit that it stands on: the incumbent's when it was proposed, or last put onto a newer one."""
     commit: str | None = None
     """What was measured; once published as a keep, the same tree under its final message."""
     proposal: Proposal | None = None
@@ -153,8 +193,19 @@ class Experiment(Record):
 
     @property
     def metrics(self) -> tuple[float, ...]:
-        """The metric of every trial that gave one, in order; the first is the one that selected it."""
-        return tuple(m.metric for m in self.measurements if m.metric is not None)
+        """The metric of every trial of the present commit that gave one, in order."""
+        return tuple(m.metric for m in self.current if m.metric is not None)
+
+    @property
+    def current(self) -> tuple[Measurement, ...]:
+        """Of every finished trial of the present commit, in order."""
+        return tuple(t.measurement for t in self.trials if t.measurement and not t.superseded)
+
+    @property
+    def unselected(self) -> bool:
+        """None of the current trials was picked for being extreme: it is the baseline, or the trial that selected
+        the experiment ran on an older commit of it."""
+        return self.number == 0 or any(t.superseded for t in self.trials)
 
     @property
     def usd(self) -> float | None:

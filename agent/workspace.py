@@ -179,16 +179,44 @@ class Workspace:
                 env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date},
             )
 
+    def merge(self, ours: str, base: str, theirs: str) -> str | None:
+        """Git's three-way merge of one text; None where it conflicts."""
+        with tempfile.TemporaryDirectory() as scratch:
+            paths = [Path(scratch, name) for name in ("ours", "base", "theirs")]
+            for path, text in zip(paths, (ours, base, theirs), strict=True):
+                path.write_bytes(text.encode())
+            command = ["git", "merge-file", "-p", *map(str, paths)]
+            options = {"with_extended_output": True, "with_exceptions": False, "strip_newline_in_stdout": False}
+            status, merged, _ = self.repo.git.execute(command, **options)  # type: ignore[arg-type,misc]
+        return str(merged) if status == 0 else None
+
+    def pins(self) -> dict[int, str]:
+        """Experiment -> its pinned commit."""
+        form = "--format=%(refname:lstrip=3) %(objectname)"
+        lines = self._git("for-each-ref", form, f"refs/experiments/{self.tag}").splitlines()
+        pairs = [line.split() for line in lines]
+        return {int(name): commit for name, commit in pairs if name.isdigit()}
+
     def pin(self, number: int, commit: str) -> None:
         """Keep an experiment's commit for ever, whatever was decided about it."""
         self._git("update-ref", f"refs/experiments/{self.tag}/{number}", commit)
 
-    def advance(self, commit: str) -> None:
-        """Move research/<tag> to a kept commit. Raises Failure where git can't hold such a branch."""
+    def advance(self, commit: str, ours: Sequence[str] = ()) -> str:
+        """Move research/<tag> to a kept commit. A tip that is not one of `ours` was made by somebody else: it is
+        saved under a ref of its own, and told. Raises Failure where git can't hold such a branch."""
+        found = self._git("for-each-ref", "--format=%(objectname)", self.branch)
+        if found == commit:
+            return ""
+        said = ""
         try:
-            self._git("update-ref", self.branch, commit)
+            if found and found not in ours:
+                saved = f"refs/experiments/{self.tag}/saved-{found[:12]}"
+                self._git("update-ref", saved, found)
+                said = f"research/{self.tag} was moved to {found[:12]} by somebody else: that is saved as {saved}"
+            self._git("update-ref", self.branch, commit, found or "0" * len(commit))
         except git.GitCommandError as error:
             raise Failure(f"git can't move research/{self.tag}: {str(error.stderr).strip()}") from None
+        return said
 
     def clear_stale_locks(self) -> None:
         """Remove what a killed git left beside the refs that only this night writes."""

@@ -27,9 +27,12 @@ from agent.errors import Failure
 from agent.judge.integrity import check_edit
 from agent.program import Program, parse_program
 from agent.propose.context import first_request
-from agent.records import Edit, Experiment, Measurement, Proposal, Trial, Verdict
+from agent.propose.templates import Templates
+from agent.protocols import Job
+from agent.records import Experiment, Measurement, Proposal, Trial, Verdict
 from agent.run.local import LocalExecutor
 from agent.run.sandbox import Sandbox
+from bench.one_trial import run_one
 
 ATTACKS = Path(__file__).parents[1] / "tests" / "attacks"
 POINTS = [[x / 7, x / 3.5 + (x % 5 - 2) / 50] for x in range(1, 40)]  # every other one is held out
@@ -95,9 +98,8 @@ class Arena:
 
     def attack(self, path: Path) -> Result:
         text = path.read_text()
-        whole = Proposal(hypothesis="x", category="other", edits=(Edit(path="train.py", search="", replace=text),))
-        files, self.train = {"train.py": self.honest}, text
-        refused = check_edit(whole, files, {"train.py": text}, self.program) or ""
+        self.train = text
+        refused = check_edit({"train.py": self.honest}, {"train.py": text}, self.program) or ""
         result = Result(path.stem, sentence(text), refused)
         began = time.monotonic()
         measurement, log = self.run(text)
@@ -113,8 +115,9 @@ class Arena:
     def run(self, train: str) -> tuple[Measurement, bytes]:
         """One trial; its measurement and its whole log."""
         self.train, self.number = train, self.number + 1
-        trial = Trial(experiment=self.number, number=1, commit="0" * 40, seed=1)
-        measurement = self.executor.submit(trial, self.program).result(timeout=2 * LONGEST_SECONDS)
+        job = Job(what="train", experiment=self.number, number=1, attempt=1, commit="0" * 40, seed=1, slot=0,
+                  program=self.program)  # fmt: skip
+        measurement = run_one(self.executor, job, 2 * LONGEST_SECONDS)
         log = (self.home / "logs" / f"{self.number}-1.log").read_bytes()
         return measurement, log
 
@@ -307,7 +310,7 @@ class Arena:
         past = Experiment(
             number=1, state="published", parent="0" * 40, proposal=proposal, verdict=verdict, trials=(trial,)
         )
-        prompt = first_request(2, self.program, {"train.py": "x = 1\n"}, (past,), {}).turns[0].text
+        prompt = first_request(2, self.program, {"train.py": "x = 1\n"}, (past,), {}, Templates()).turns[0].text
         return ["control characters in the prompt"] if UNPRINTABLE.search(prompt) else _unfenced(prompt)
 
 

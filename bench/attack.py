@@ -43,7 +43,7 @@ def reply_attack(path: Path) -> Result:
     try:
         proposal = parse_reply(text)
         after = apply_edits(proposal, files, program.edit)
-        result.refused = check_edit(proposal, files, after, program) or ""
+        result.refused = check_edit(files, after, program) or ""
     except EditError as error:
         result.refused = str(error).split("\n")[0]
     result.outcome = "not run"

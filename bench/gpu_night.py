@@ -26,6 +26,7 @@ import psutil
 import yaml
 
 from agent.errors import Failure
+from agent.history import History
 from agent.ledger import Ledger
 from agent.records import Experiment
 from agent.run.gpu import visible_gpus
@@ -114,8 +115,11 @@ class Project:
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
         return subprocess.Popen(command, cwd=self.folder, env=environment)
 
-    def experiments(self) -> tuple[Experiment, ...]:
-        return Ledger(self.home, readonly=True).experiments()
+    def experiments(self) -> list[Experiment]:
+        """Those with a verdict, by number."""
+        ledger = Ledger(self.home, readonly=True)
+        night, history = ledger.night(), History(ledger.text)
+        return [history.whole(night.experiments[number]) for number in sorted(night.order)]
 
     def kill_in_a_trial(self, loop: subprocess.Popen[bytes]) -> None:
         """SIGKILL to the loop once the first trial of KILLED_IN has trained a few steps."""
@@ -184,13 +188,13 @@ def show(project: Project, wall: float) -> dict[str, object]:
         cells = ["" if c is None else f"{c:.4f}" if i == 3 else f"{c:.1f}" if isinstance(c, float) else str(c)
                  for i, c in enumerate(row)]  # fmt: skip
         print("| " + " | ".join(cells) + " |")
-    ledger = Ledger(project.home, readonly=True)
+    night = Ledger(project.home, readonly=True).night()
     first = [e.measurements[0].startup_seconds for e in project.experiments() if e.measurements and e.number == 3]
     middle = [row for row in rows if row[2] == "ok"]
     return {
         "who": who_and_where(project),
-        "sandbox": ledger.get("sandbox"),
-        "device": ledger.get("device"),
+        "sandbox": night.sandbox,
+        "device": night.hardware,
         "trials": len(rows),
         "warm_startup_s": round(max(project.warm_starts(), default=0.0), 1),
         "changed_code_startup_s": round(first[0], 1) if first else None,

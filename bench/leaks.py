@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import queue
 import shutil
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from pathlib import Path
 
 from agent.errors import Failure
 from agent.program import load_program
-from agent.records import Measurement, Trial
+from agent.protocols import Job
+from agent.records import Measurement
 from agent.run.local import LocalExecutor
 from agent.run.sandbox import Sandbox
 from bench.arena import ATTACKS, Result, sentence
+from bench.one_trial import run_one
 
 ROOT = Path(__file__).parents[1]
 LEAK_SLOTS = 2
@@ -53,6 +56,9 @@ class Leaks:
         self.numbers, self.texts = itertools.count(1), {}
         self.honest = (ATTACKS / "leaks" / "train.py").read_text()
         self.executor = LocalExecutor(self.home, self._export, sandbox, "cpu", LEAK_SLOTS, root=folder)
+        self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(LEAK_SLOTS):
+            self.free.put(slot)
         first = self._run(self.honest)
         if first.metric is None:  # then no leak could do better, and all would look blocked
             raise Failure(f"the honest model is not measured: {first.outcome}, {first.reason}")
@@ -75,8 +81,13 @@ class Leaks:
     def _run(self, train: str) -> Measurement:
         number = next(self.numbers)
         self.texts[f"{number:040x}"] = train
-        trial = Trial(experiment=number, number=1, commit=f"{number:040x}", seed=1)
-        return self.executor.submit(trial, self.program).result(timeout=300)
+        slot = self.free.get()
+        job = Job(what="train", experiment=number, number=1, attempt=1, commit=f"{number:040x}", seed=1, slot=slot,
+                  program=self.program)  # fmt: skip
+        try:
+            return run_one(self.executor, job, 300)
+        finally:
+            self.free.put(slot)
 
     def _export(self, commit: str, folder: Path) -> None:
         for path in self.protected:

@@ -10,10 +10,8 @@ from conftest import git, make_repository
 
 from agent.errors import Failure
 from agent.judge.audit import AuditReport, audit, compare
-from agent.judge.chain import merge
-from agent.ledger import Ledger
 from agent.program import Program
-from agent.records import Edit, Measurement, Proposal, Trial, Verdict
+from agent.records import Edit, Experiment, Measurement, Proposal, Trial, Verdict
 from agent.run.local import LocalExecutor
 from agent.run.sandbox import Unsandboxed
 from agent.workspace import Workspace
@@ -58,7 +56,7 @@ class Night:
         self.root = root
         self.workspace = Workspace(root, "night")
         self.workspace.prepare_home()
-        self.ledger = Ledger(self.workspace.home)
+        self.experiments: list[Experiment] = []
         self.executor = LocalExecutor(
             self.workspace.home, self.workspace.export, Unsandboxed(), "cpu", root=root
         )
@@ -71,25 +69,23 @@ class Night:
         self.workspace.advance(tip)
 
     def _record(self, parent: str, commit: str, files: dict[str, str], change: Change | None) -> str:
-        number = self.ledger.begin(parent, {}).number
-        verdict = Verdict(kind="baseline", reason="the start")
+        number, proposal, verdict = len(self.experiments), None, Verdict(kind="baseline", reason="the start")
         if change:
             edit = Edit(path="train.py", search=change[0], replace=change[1])
             proposal = Proposal(hypothesis=f"{change[1]} helps", category="other", edits=(edit,))
-            self.ledger.proposed(number, proposal, files)
             commit = self.workspace.commit_files(parent, files, f"{change[1]} helps\n", 1e9 + number)
-            self.ledger.committed(number, commit)
             verdict = Verdict(kind="keep", reason="better", effect=change[2])
-        trial = Trial(experiment=number, number=0, commit=commit, seed=1)
-        self.ledger.running(trial)
-        self.ledger.measured(trial, Measurement(outcome="ok", metric=1.0))
-        self.ledger.judged(number, verdict)
-        self.ledger.published(number, commit)
+        measured = Measurement(outcome="ok", metric=1.0)
+        trial = Trial(experiment=number, number=0, commit=commit, seed=1, measurement=measured)
+        self.experiments.append(Experiment(
+            number=number, state="published", parent=parent, commit=commit, proposal=proposal, files=files,
+            verdict=verdict, trials=(trial,), created=1e9 + number,
+        ))  # fmt: skip
         return commit
 
     def audit(self, program: Program = PROGRAM, pairs: int = 4, ablate=False, prune=False) -> AuditReport:
         say: Callable[[str], None] = self.said.append
-        return audit(self.ledger, self.workspace, self.executor, program, pairs, ablate, prune, say)
+        return audit(self.experiments, self.workspace, self.executor, program, pairs, ablate, prune, say)
 
 
 @pytest.fixture
@@ -100,9 +96,7 @@ def make(tmp_path: Path):
         nights.append(Night(tmp_path, *changes))
         return nights[-1]
 
-    yield build
-    for night in nights:
-        night.ledger.close()
+    return build
 
 
 def test_the_gain_is_measured_again_on_val_and_test(make):
@@ -182,7 +176,7 @@ def test_two_arms_are_the_paired_t_test_and_drift_of_the_seed_is_no_error():
 def test_a_merge_is_exact_to_the_last_byte_or_is_refused(tmp_path: Path):
     workspace = Workspace(make_repository(tmp_path / "repo", {"train.py": "x = 1\n"}), "night")
     base = "a = 1\n\n\n\nb = 1"
-    assert merge(workspace, base.replace("a = 1", "a = 2"), base, base.replace("b = 1", "b = 2\r\n")) == (
+    assert workspace.merge(base.replace("a = 1", "a = 2"), base, base.replace("b = 1", "b = 2\r\n")) == (
         "a = 2\n\n\n\nb = 2\r\n"
     )
-    assert merge(workspace, "a = 2\n", "a = 1\n", "a = 3\n") is None
+    assert workspace.merge("a = 2\n", "a = 1\n", "a = 3\n") is None

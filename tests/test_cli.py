@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -34,7 +35,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_help_lists_the_commands_and_every_flag_has_a_line():
     said = agent("--help")
-    for name in ("run", "status", "report", "audit", "doctor", "init"):
+    for name in ("run", "stop", "status", "report", "audit", "doctor", "init"):
         assert name in said
     flags = "tag experiments hours usd proposer model base-url budget repo metric direction target pattern run evaluate"
     said = agent("run", "--help")
@@ -50,6 +51,20 @@ def test_status_and_report_read_a_night_and_show_what_models_wrote_as_text(proje
         said = agent(command, "--repo", str(project))
         assert "[bold red]Look[/]" in said and "\x1b" not in said and "\x07" not in said
         assert "keep" in said and "0.165" in said and "git merge" in said
+
+
+def test_a_night_of_version_0_1_is_reported_and_not_continued(project: Path):
+    home = project / ".research" / "night"
+    home.mkdir(parents=True)
+    db = sqlite3.connect(home / "ledger.db")
+    db.executescript((ROOT / "tests" / "journals" / "0.1.sql").read_text())
+    db.close()
+    said = agent("report", "--repo", str(project))
+    for part in ("baseline", "discard", "timeout", "2 of 6", "0.1025", "git merge"):
+        assert part in said, said
+    refused = "error: night was made by version 0.1: `report` shows it, a new --tag goes on"
+    assert night(project, expect=2).strip().splitlines()[-1] == refused
+    assert agent("status", "--repo", str(project), expect=2).startswith(refused)
 
 
 def test_without_a_night_they_say_how_to_start_one(project: Path):

@@ -56,10 +56,8 @@ BLOCK = block("LR = 0.1", "LR = 0.05")
         "**Hypothesis:** a lower rate helps\n**Category:** Optimizer\n\n" + BLOCK,
         "## Hypothesis\n\na lower rate\nhelps\n\n## Category\n\noptimizer\n\n### train.py\n" + BLOCK,
         "Sure!\n\nHypothesis: a lower\nrate helps\nCategory: optimizers / schedule\ntrain.py\n" + BLOCK,
-        "<think>\nHypothesis: draft\ntrain.py\n" + block("DEPTH = 4", "DEPTH = 9") + "</think>\n" + HEAD + BLOCK,
         HEAD + "Whole file: train.py\n```python\n" + WANTED + "```\nThat is all.\n",
         HEAD + "**Whole file:** `train.py`\n\n~~~\n" + WANTED + "~~~",
-        HEAD + "Whole file: train.py\n" + WANTED,
     ],
 )
 def test_forms_that_models_write_all_give_the_same_change(reply):
@@ -104,7 +102,8 @@ def test_a_hypothesis_may_take_several_lines_and_a_missing_category_is_other():
         (HEAD + "train.py\n<<<<<<< SEARCH\n=======\nB = 1\n>>>>>>> REPLACE", "empty SEARCH"),
         (HEAD + "Whole file: train.py\n```python\nLR = 1\n", "never closed"),
         (HEAD + BLOCK + "x" * LONGEST_REPLY, "at most 400,000"),
-        (HEAD + BLOCK + "\ud800", "Unicode"),
+        (HEAD + "Whole file: train.py\n" + WANTED, "fenced block"),
+        (HEAD + block("A\n=======\nB", "A"), "more than one line ======="),
         (HEAD + BLOCK * 101, "more than 100"),
     ],
 )
@@ -122,7 +121,7 @@ def test_what_is_missing_is_said(reply, said):
         ("LR = 0.1", "LR = 0.1", "change nothing"),
         ("def f(x):", "def f(x:", r"line 7: .*\n    def f\(x:"),
         ("LR = 0.1", "return 3", "line 3: 'return' outside function"),
-        ("LR = 0.1", "LR = 0.2\x00", "not be valid Python"),
+        ("LR = 0.1", "LR = 0.2\x00", r"line 3: U\+0000"),
     ],
 )
 def test_a_change_that_cannot_be_made_is_refused_with_the_reason(search, replace, said):
@@ -176,14 +175,23 @@ def test_newlines_and_the_end_of_the_file_stay_as_they_were(newline, end):
 
 
 def test_files_that_hold_markers_and_fences():
-    text = '"""Title\n=======\ntext\n"""\nA = 1\n'
-    reply = HEAD + block("Title\n=======\ntext", "New\n=======\ntext")
-    assert applied(reply, {"train.py": '"""\n' + text[3:]}) == '"""\nNew\n=======\ntext\n"""\nA = 1\n'
-    insert = HEAD + block("A = 1", '"""\nTitle\n=======\n"""')
-    assert applied(insert, FILES | {"train.py": "A = 1\n"}) == '"""\nTitle\n=======\n"""\n'
+    """Longer markers and fences hold shorter ones; without them nothing is guessed."""
+    text = '"""\nTitle\n=======\ntext\n"""\nA = 1\n'
+    longer = "<<<<<<<< SEARCH\nTitle\n=======\n========\nNew\n=======\n>>>>>>>> REPLACE\n"
+    assert applied(HEAD + longer, {"train.py": text}) == text.replace("Title", "New")
+    indented = HEAD + block("A = 1", 'A = """\n    Title\n    =======\n"""')
+    assert applied(indented, {"train.py": "A = 1\n"}) == 'A = """\n    Title\n    =======\n"""\n'
     fences = '"""Use:\n```\ncode\n```\n<<<<<<< SEARCH\nx\n=======\ny\n>>>>>>> REPLACE\n"""\nA = 2\n'
-    chatty = HEAD + "Whole file: train.py\n```python\n" + fences + "```\nTry it:\n```\npython train.py\n```\n"
+    chatty = HEAD + "Whole file: train.py\n````python\n" + fences + "````\nTry it:\n```\npython train.py\n```\n"
     assert applied(chatty) == fences
+
+
+def test_a_long_line_is_read_in_time():
+    """Patterns that try every way to divide a run of blanks would take hours here."""
+    for sign in (" ", "#", "`", ">", "_", "- "):
+        line = sign * 50_000 + "x"
+        with pytest.raises(EditError):
+            parse_reply(f"Hypothesis: h\n{line}\n<<<<<<< SEARCH\n{line}\n>>>>>>>{line}\n")
 
 
 def test_a_new_editable_file_is_given_whole():
@@ -195,6 +203,38 @@ def test_a_new_editable_file_is_given_whole():
 
 def test_a_file_this_python_cannot_read_may_still_be_edited():
     assert applied(HEAD + BLOCK, {"train.py": "print 1\nLR = 0.1\n"}) == "print 1\nLR = 0.05\n"
+
+
+@pytest.mark.parametrize(
+    ("new", "said"),
+    [
+        ("LR = 0.1  # \u202e1.0 = RL", r"line 3: U\+202E \(RIGHT-TO-LEFT OVERRIDE\)"),
+        ("LR = 0.1  # \x1b[2K\x1b[1ALR = 0.05", r"U\+001B"),
+        ("LR = 0.1  # quiet\rLR = 0.05", r"U\+000D"),
+        ("LR = 0.1\nif LR:\x0c\n    pass", r"line 4: U\+000C"),
+        ('NAME = "a\u200bb"', r"U\+200B \(ZERO WIDTH SPACE\)"),
+        ('NAME = "a\u200db"', r"U\+200D"),
+        ("NAME = '\ufeff'", r"U\+FEFF"),
+        ("# damaged: \ufffd", r"U\+FFFD"),
+        ("LR = 0.1\nL\u0420 = 9  # Cyrillic", r"line 4: the name `L\u0420` holds U\+0420"),
+        ("LR = 0.1\n\uff45val = 9  # fullwidth, Python reads eval", "write names in ASCII"),
+        ("LR = 0.1\nprint(f'{x.\u0430}')", "write names in ASCII"),
+        ("LR = 0.1\ndef f(\u0441=1): pass", "write names in ASCII"),
+    ],
+)
+def test_characters_that_mislead_a_reviewer_are_refused(new, said):
+    with pytest.raises(EditError, match=said):
+        applied(HEAD + block("LR = 0.1", new))
+
+
+def test_strings_and_comments_may_be_in_any_language_and_old_names_stay():
+    for said in ("größer", "学习率", "תודה", "می\u200cخواهم", "👩\u200d🔬", "café\u00a0", "e\u0301"):
+        new = f'LR = 0.1  # {said}\nNAME = "{said}"'
+        assert applied(HEAD + block("LR = 0.1", new)) == FILE.replace("LR = 0.1", new)
+    old = {"train.py": "\u03c3 = 1\x0c\nLR = 0.1\n"}
+    assert applied(HEAD + block("LR = 0.1", "LR = 2 * \u03c3"), old) == "\u03c3 = 1\x0c\nLR = 2 * \u03c3\n"
+    with pytest.raises(EditError, match="000C"):
+        applied(HEAD + block("LR = 0.1", "LR = 0.2\x0c"), old)
 
 
 # Properties.

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from agent.judge.integrity import check_edit, implausible, keys_of, redact
 from agent.program import load_program
-from agent.records import Edit, Proposal
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = load_program(ROOT / "program.md")
@@ -21,8 +20,7 @@ SEEDED = "torch.manual_seed(prepare.SEED)"
 
 
 def refusal(text: str, before: str = TRAIN) -> str | None:
-    proposal = Proposal(hypothesis="x", category="other", edits=(Edit(path="train.py", search="", replace=text),))
-    return check_edit(proposal, {"train.py": before}, {"train.py": text}, PROGRAM)
+    return check_edit({"train.py": before}, {"train.py": text}, PROGRAM)
 
 
 def appended(code: str) -> str:
@@ -56,6 +54,7 @@ DISHONEST = {
     "the clock set back": lambda: after("steps += 1", "budget.start()"),
     "a budget of its own": lambda: replaced("prepare.Budget(", "Mine("),
     "half the tokens counted": lambda: after("steps += 1", "used = budget.used(data.served // 2)"),
+    "a second loader": lambda: after("steps += 1", "more = prepare.TrainData()"),
     "a subclass of the budget": lambda: appended(
         "class Mine(prepare.Budget):\n    def used(self):\n        return 0.0"
     ),
@@ -119,6 +118,8 @@ HONEST = {
     "a save in the output folder": lambda: appended("def save(m):\n    torch.save(m.state_dict(), os.path.join(prepare.OUTPUT, 'x.pt'))"),
     "a config object": lambda: appended("c = Config(1, 2)\nc.depth = 3"),
     "a schedule by the budget": lambda: replaced("schedule(used)", "schedule(min(1.0, used * 1.02))"),
+    "the share asked for again": lambda: after("steps += 1", "share = budget.used(data.served)"),
+    "batches of another size on the way": lambda: after("steps += 1", "batches = data.batches(2 * BATCH_ROWS)"),
     "names as in the field": lambda: appended("valid = 1\nval_scale = 2.0\ntest_time = 3\nevaluate_every = 4"),
     "the slice of a module's tensor": lambda: appended("x = torch.zeros(3)\nx[0] = 1\nx.requires_grad = True"),
     "less code": lambda: TRAIN.replace("WARMUP = 0.0  # share of the budget in which the rate rises\n", "WARMUP = 0\n"),
@@ -142,11 +143,6 @@ def test_what_the_file_did_before_it_may_go_on_doing() -> None:
     assert refusal(before.replace("0.1", "0.2"), before) is None
     assert "sets a seed" in (refusal(before.replace("42", "43"), before) or "")
     assert "takes away" in (refusal(before.replace("torch.manual_seed(42)\n", ""), before) or "")
-
-
-def test_protected_files_are_refused_by_name() -> None:
-    proposal = Proposal(hypothesis="x", category="other", edits=(Edit(path="prepare.py", search="a", replace="b"),))
-    assert "protected" in (check_edit(proposal, {}, {}, PROGRAM) or "")
 
 
 @given(st.text(max_size=200))

@@ -1,6 +1,10 @@
 """Trials on this machine: what happened is told truly, whatever the training command does."""
 
+import os
+import queue
 import shutil
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -9,11 +13,17 @@ from pathlib import Path
 import psutil
 import pytest
 
+from agent import events as ev
+from agent import live
 from agent.errors import Failure
 from agent.program import Budget, Program
-from agent.records import Measurement, Trial
+from agent.protocols import Job
+from agent.records import Measurement
+from agent.run.bubblewrap import Bubblewrap
+from agent.run.cache import CompileCache, ModuleCache, copy_plain
 from agent.run.local import LocalExecutor
 from agent.run.sandbox import Unsandboxed, choose_sandbox
+from bench.one_trial import run_one
 
 HEAD = """
 import os, sys, time, signal
@@ -51,20 +61,30 @@ class Lab:
     def export(self, commit: str, folder: Path) -> None:
         shutil.copytree(self.commits / commit, folder, dirs_exist_ok=True)
 
-    def trial(self, train: str, **files: str) -> Trial:
+    def job(self, train: str, program: Program | None = None, *, slot: int = 0, **files: str) -> Job:
+        """A trial of a new experiment with this train.py."""
         self.experiments += 1
         commit = f"c{self.experiments}"
         for name, text in {"train.py": train, "prepare.py": EVALUATE, **files}.items():
             (self.commits / commit).mkdir(parents=True, exist_ok=True)
             (self.commits / commit / name).write_text(text)
-        return Trial(experiment=self.experiments, number=0, commit=commit, seed=42)
+        return Job(what="train", experiment=self.experiments, number=0, attempt=1, commit=commit, seed=42, slot=slot,
+                   program=program or contract())  # fmt: skip
 
     def says(self, label: str, text: str) -> bool:
         log = self.home / "logs" / f"{label}.log"
         return log.exists() and text in log.read_text()
 
     def run(self, train: str, program: Program | None = None) -> Measurement:
-        return self.executor.submit(self.trial(train), program or contract()).result(timeout=60)
+        return run_one(self.executor, self.job(train, program), 60)
+
+    def start(self, job: Job) -> queue.SimpleQueue[ev.Event]:
+        ended: queue.SimpleQueue[ev.Event] = queue.SimpleQueue()
+        self.executor.submit(job, ended.put)
+        return ended
+
+    def end_of(self, job: Job) -> ev.Event:
+        return self.start(job).get(timeout=60)
 
 
 def contract(**changes) -> Program:
@@ -82,7 +102,7 @@ def contract(**changes) -> Program:
 def lab(tmp_path):
     lab = Lab(tmp_path)
     yield lab
-    lab.executor.stop(now=True)
+    lab.executor.close(now=True)
 
 
 def wait_for(condition, seconds=20.0):
@@ -185,38 +205,206 @@ def test_the_environment_is_an_allow_list(tmp_path, lab, monkeypatch):
 
 
 def test_the_test_split_is_scored_on_the_kept_output_until_it_is_forgotten(lab):
-    program, trial = contract(), lab.trial(GOOD)
-    assert lab.executor.submit(trial, program).result(60).outcome == "ok"
-    assert lab.executor.test(trial, program).result(60) == {"test_bpb": 0.75, "tokens": 100}
-    lab.executor.forget(trial.experiment)
+    job = lab.job(GOOD)
+    test = job.model_copy(update={"what": "test"})
+    assert isinstance(lab.end_of(job), ev.Measured)
+    tested = lab.end_of(test)
+    assert isinstance(tested, ev.Tested) and tested.figures == {"test_bpb": 0.75, "tokens": 100}
+    lab.executor.forget(job.experiment, job.number)
     assert not list(lab.home.glob("outputs/*"))
-    with pytest.raises(Failure, match="no output to test"):
-        lab.executor.test(trial, program).result(60)
+    tested = lab.end_of(test)
+    assert isinstance(tested, ev.Tested) and "no output to test" in tested.reason and not tested.figures
 
 
-def test_outputs_that_were_made_undeletable_are_deleted(lab):
-    train = GOOD + "(output / 'a' / 'b').mkdir(parents=True); (output / 'a' / 'b').chmod(0); (output / 'a').chmod(0)"
-    assert lab.run(train).outcome == "ok"
-    lab.executor.forget(1)
+@pytest.mark.parametrize(
+    "leave",
+    [
+        "(output / 'a' / 'b').mkdir(parents=True); (output / 'a' / 'b').chmod(0); (output / 'a').chmod(0)",
+        "os.chdir(output)\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')",
+        "(output / ('x' * 255)).write_text('')",
+        "os.mkfifo(output / 'pipe')",
+        "output.chmod(0)",
+        "os.symlink('/etc', output / 'link')",
+    ],
+)
+def test_whatever_a_trial_leaves_is_deleted(lab, leave):
+    assert lab.run(GOOD + leave).outcome in ("ok", "crash")
+    lab.executor.forget(1, 0)
     assert not list(lab.home.glob("outputs/*"))
+    assert lab.run(GOOD).outcome == "ok"
 
 
-def test_stop_interrupts_what_runs_and_what_waits(lab):
-    running = lab.executor.submit(lab.trial(HEAD + "time.sleep(600)"), contract())
-    waiting = lab.executor.submit(lab.trial(GOOD), contract())
+def test_a_cancelled_trial_says_so_before_and_after_its_start(lab):
+    running = lab.start(lab.job(HEAD + "time.sleep(600)"))
     wait_for(lambda: lab.says("1-0", "step 0"))
-    lab.executor.stop()
-    assert [f.result(30).outcome for f in (running, waiting)] == ["interrupted", "interrupted"]
-    assert not (lab.home / "logs/2-0.log").read_bytes(), "what was waiting never started"
+    lab.executor.cancel(1, 0, "no more")
+    assert isinstance(running.get(timeout=30), ev.TrialCancelled)
+    before = lab.start(lab.job(HEAD + "time.sleep(600)"))
+    lab.executor.cancel(2, 0, "no more")
+    assert isinstance(before.get(timeout=30), ev.TrialCancelled)
     assert lab.run(GOOD).outcome == "ok", "and it can go on"
 
 
 def test_two_slots_run_at_once_in_folders_of_their_own(tmp_path):
     lab = Lab(tmp_path, slots=2)
     meet = "Path(sys.argv[0]).with_name('here').touch()\n" + "while not Path('{}').exists(): time.sleep(0.01)\n"
-    both = [lab.trial(GOOD + meet.format(lab.home / f"slots/{other}/tree/here")) for other in (1, 0)]
-    got = [future.result(60) for future in [lab.executor.submit(trial, contract()) for trial in both]]
-    assert [m.outcome for m in got] == ["ok", "ok"]
+    train = [GOOD + meet.format(lab.home / f"slots/{other}/tree/here") for other in (1, 0)]
+    both = [lab.start(lab.job(text, slot=slot)) for slot, text in enumerate(train)]
+    got = [ended.get(timeout=60) for ended in both]
+    assert all(isinstance(event, ev.Measured) and event.measurement.outcome == "ok" for event in got)
+
+
+def test_how_far_a_trial_is_can_be_read_while_it_runs(lab):
+    lab.start(lab.job(HEAD + "step(1, 2.5, 50)\nwhile True: time.sleep(0.1); step(2, 2.5, 50)"))
+    (now,) = wait_for(lambda: [job for job in live.read(lab.home) if job.phase == "training" and job.share])
+    assert (now.experiment, now.slot, now.share, now.loss) == (1, 0, 0.5, 2.5)
+    lab.executor.cancel(1, 0, "seen")
+    wait_for(lambda: not live.read(lab.home))
+
+
+def test_a_worker_that_breaks_is_an_event_and_takes_its_trial_with_it(lab):
+    ended = lab.start(lab.job(HEAD + "time.sleep(600)"))
+    wait_for(lambda: lab.says("1-0", "step 0"))
+    (worker,) = [p for p in psutil.process_iter(["cmdline"]) if str(lab.home) in str(p.info["cmdline"]) and
+                 "agent.run.worker" in p.info["cmdline"]]  # fmt: skip
+    inside = worker.children(recursive=True)
+    worker.send_signal(signal.SIGKILL)
+    event = ended.get(timeout=30)
+    assert isinstance(event, ev.TrialFailed) and event.reason == "its worker ended with exit code -9"
+    assert psutil.wait_procs(inside, timeout=15)[1] == []
+
+
+def test_a_worker_that_can_not_even_start_says_why(lab, monkeypatch):
+    job = lab.job(GOOD)
+    shutil.rmtree(lab.commits)
+    event = lab.end_of(job)
+    assert isinstance(event, ev.TrialFailed) and "FileNotFoundError" in event.reason
+
+
+FAILS = "raise RuntimeError('CUDA error: uncorrectable ECC error encountered')"
+
+
+def test_a_crash_on_a_machine_that_can_run_nothing_is_a_fault_and_no_verdict(tmp_path):
+    """bwrap works until the trial, and then it doesn't: what a sandbox does that stops to start."""
+    bwrap = tmp_path / "bwrap"
+    bwrap.symlink_to(Bubblewrap().bwrap)
+    lab = Lab(tmp_path, sandbox=Bubblewrap(bwrap=bwrap))
+    assert lab.run(GOOD).outcome == "ok"
+    bwrap.unlink()
+    bwrap.symlink_to("/bin/false")
+    event = lab.end_of(lab.job(GOOD))
+    assert isinstance(event, ev.MachineFault) and event.slot_lost
+    assert event.reason.startswith("a program does not run in the sandbox")
+
+
+def test_what_looks_like_a_failing_gpu_is_a_fault_that_leaves_the_slot(lab):
+    event = lab.end_of(lab.job(HEAD + FAILS))
+    assert isinstance(event, ev.MachineFault) and not event.slot_lost
+    assert "ECC error" in event.reason
+
+
+def test_a_full_disk_is_a_fault(tmp_path):
+    """A file system of 8 MiB, which is less than a trial is begun with."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this needs the right to mount a small file system")
+    try:
+        lab = Lab(small)
+        event = lab.end_of(lab.job(GOOD))
+        assert isinstance(event, ev.MachineFault) and event.slot_lost and "is full" in event.reason
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+COMPILES = GOOD + """
+cache = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+print("found:", len(list(cache.rglob("*.bin"))))
+cache.mkdir(parents=True, exist_ok=True)
+(cache / (os.environ["RESEARCH_SEED"] + ".bin")).write_text(str(cache))
+(cache / "link").symlink_to("/etc/passwd")
+"""
+
+
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "landlock", "none"])
+def test_what_was_compiled_serves_the_same_commit_and_what_is_built_on_it(tmp_path, sandbox):
+    lab = Lab(tmp_path, sandbox=choose_sandbox(sandbox))
+    program = contract(evaluate=EVALUATE_CACHE, protect=[])
+    first = lab.job(COMPILES, program)
+
+    def found(job: Job, **changes) -> float:
+        return run_one(lab.executor, job.model_copy(update=changes), 60).numbers["found"]
+
+    assert found(first) == 0
+    assert found(first, number=1, seed=43) == 1, "a second trial of the same code starts warm"
+    other = lab.job(COMPILES, program)
+    assert found(other) == 0, "another experiment starts cold"
+    child = lab.job(COMPILES, program)
+    assert found(child, builds_on=1) == 1, "what is built on it starts from its entries"
+    lab.executor.discard(2)
+    assert found(lab.job(COMPILES, program), builds_on=2) == 0, "what was not kept leaves nothing"
+    assert found(lab.job(COMPILES, program), builds_on=1) == 1
+
+
+# The evaluation starts with an empty cache: it fails where it finds anything.
+EVALUATE_CACHE = (
+    "python -c \"import os, pathlib; c = pathlib.Path(os.environ['TORCHINDUCTOR_CACHE_DIR']); "
+    "assert not list(c.rglob('*.bin')); print('val_bpb: 0.5')\""
+)
+
+
+def test_only_plain_files_of_a_bounded_size_are_taken_over(tmp_path):
+    made, kept = tmp_path / "made", tmp_path / "kept"
+    (made / "deep").mkdir(parents=True)
+    (made / "deep" / "a").write_text("entry")
+    (made / "link").symlink_to("/etc/passwd")
+    (made / "folder").symlink_to("/etc")
+    os.mkfifo(made / "pipe")
+    copy_plain(made, kept)
+    assert [str(path.relative_to(kept)) for path in kept.rglob("*")] == ["deep", "deep/a"]
+    copy_plain(made, tmp_path / "none", most_bytes=3)
+    assert not list((tmp_path / "none").rglob("*"))
+
+
+def test_an_experiment_keeps_the_entries_of_its_first_trial(tmp_path):
+    cache, place = CompileCache(tmp_path / "compiled"), Path("/tmp/compiled")
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "entry").write_text(str(number))
+        cache.take(7, place, tmp_path / str(number))
+    lent = tmp_path / "lent"
+    cache.lend(8, 7, place, lent)
+    assert (lent / "entry").read_text() == "1"
+    cache.lend(8, 7, Path("/elsewhere"), tmp_path / "other")
+    assert not (tmp_path / "other").exists(), "entries hold paths, so they serve at one place only"
+
+
+def test_the_baseline_compiles_the_modules_of_packages_for_all_trials(tmp_path, monkeypatch):
+    """As on an image whose packages came without compiled modules."""
+    packages = tmp_path / "site-packages"
+    (packages / "slow").mkdir(parents=True)
+    (packages / "slow" / "__init__.py").write_text("VALUE = 1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(packages)])
+    assert ModuleCache(tmp_path / "modules").needed
+    made = tmp_path / "made"
+    subprocess.run(
+        [sys.executable, "-c", "import slow, mine"],
+        env={"PYTHONPYCACHEPREFIX": str(made), "PYTHONPATH": f"{packages}{os.pathsep}{tmp_path / 'commit'}"},
+        cwd=write(tmp_path / "commit" / "mine.py", "").parent,
+        check=True,
+    )
+    cache = ModuleCache(tmp_path / "modules")
+    cache.take(made)
+    found = [path.name for path in cache.folder.rglob("*.pyc")]
+    assert any(name.startswith("__init__") for name in found)
+    assert not any(name.startswith("mine") for name in found), "nothing of the commit's own modules"
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
 
 
 def test_relative_data_is_found_and_missing_data_is_told_at_the_start(lab):
@@ -234,9 +422,10 @@ def test_relative_data_is_found_and_missing_data_is_told_at_the_start(lab):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is for Linux")
-def test_in_the_sandbox(tmp_path):
-    """The same trial in the default sandbox: measured, its held-out data out of sight, no daemon left."""
-    lab = Lab(tmp_path, sandbox=choose_sandbox("auto"))
+@pytest.mark.parametrize("wall", ["bubblewrap", "landlock"])
+def test_in_the_sandbox(tmp_path, wall):
+    """The same trial in either wall: measured, its held-out data out of sight, no daemon left."""
+    lab = Lab(tmp_path, sandbox=choose_sandbox(wall))
     holdout = lab.root / "heldout"
     holdout.mkdir(parents=True)
     (holdout / "answer").write_text("0.5")
@@ -245,17 +434,20 @@ def test_in_the_sandbox(tmp_path):
         GOOD
         + f"""
 import subprocess
-assert not Path({str(holdout)!r}).exists()
+def denied(path):
+    try: open(path)
+    except OSError: return True
+assert not os.access({str(holdout / 'answer')!r}, os.F_OK) or denied({str(holdout / 'answer')!r})
 child = subprocess.Popen(["sleep", "4242"], env={{"PATH": os.environ["PATH"]}}, start_new_session=True)
 try: open("prepare.py", "a")
 except OSError: print("read_only: 1")
 """
     )
     program = contract(holdout=["heldout"])
-    got = lab.executor.submit(lab.trial(train, **{"prepare.py": evaluate}), program).result(60)
+    got = run_one(lab.executor, lab.job(train, program, **{"prepare.py": evaluate}), 60)
     assert (got.outcome, got.metric, got.numbers.get("read_only")) == ("ok", 0.5, 1), got
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4242"]]
-    hang = lab.executor.submit(lab.trial(HEAD + "time.sleep(600)"), program)
+    hang = lab.start(lab.job(HEAD + "time.sleep(600)", program))
     wait_for(lambda: lab.says("2-0", "step 0"))
-    lab.executor.stop()
-    assert hang.result(30).outcome == "interrupted"
+    lab.executor.close()
+    assert isinstance(hang.get(timeout=30), ev.TrialCancelled)

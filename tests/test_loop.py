@@ -227,7 +227,7 @@ def test_ctrl_c_ends_the_trial_cleanly_and_the_night_goes_on(project: Path, tmp_
     wait_for(lambda: log.exists() and b"step 0" in log.read_bytes(), process, "baseline")
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 0 and "interrupted" in said
+    assert process.returncode == 3 and "the night ends: stopped" in said and "goes on from here" in said
     assert strays(project) == []
     night(project, *flags)
     assert kinds(project) == ["baseline", "keep"]
@@ -270,14 +270,14 @@ def test_a_stop_file_and_a_target_end_the_night(project: Path, tmp_path: Path):
     replies = write_replies(tmp_path / "replies", STORY[0], block("WIDTH = 8", "WIDTH = 16"))
     assert "the target is reached" in night(project, "--replay", str(replies), "--target", "0.2")
     (project / ".research" / "night" / "STOP").touch()
-    assert "STOP is there" in night(project, "--replay", str(replies))
+    assert "STOP is there" in night(project, "--replay", str(replies), expect=3)
     assert len(results(project)) == 2
 
 
 def test_the_dollar_cap_is_never_passed_and_an_unknown_price_is_refused(project: Path):
     with ModelServer([STORY[0], block("WIDTH = 8", "WIDTH = 16")]) as server:
         flags = ("--proposer", "anthropic", "--base-url", server.url, "--usd")
-        said = night(project, *flags, "0.0001", ANTHROPIC_API_KEY="k")
+        said = night(project, *flags, "0.0001", expect=3, ANTHROPIC_API_KEY="k")
         assert "the next call may cost" in said and server.requests == []
         said = night(project, *flags, "5", "--model", "nobody-knows-me", expect=2, ANTHROPIC_API_KEY="k")
         assert "what nobody-knows-me costs is not known: leave --usd out" in said and server.requests == []

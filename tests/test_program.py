@@ -112,8 +112,3 @@ def test_any_front_matter_is_a_program_or_a_one_line_refusal(front: dict):
         parse_program(f"---\n{yaml.safe_dump(front)}---\n{PROSE}")
     except ProgramError as error:
         assert "\n" not in str(error)
-
-
-def test_the_metric_is_found_on_its_own_line_and_the_last_one_counts():
-    metric = program(GOOD).metric
-    assert metric.regex.findall("loss: 3.5\nmy loss: 1\n  LOSS = 2e-1\nloss: nan") == ["3.5", "2e-1", "nan"]

@@ -17,9 +17,11 @@ from agent.program import parse_program
 from agent.propose.anthropic import AnthropicProposer
 from agent.propose.choose import banner, choose_proposer
 from agent.propose.command import CommandProposer
+from agent.propose.context import shorter
 from agent.propose.llm import Policy, UnusableReply, is_loopback, price, retry_after
 from agent.propose.openai import OpenAIProposer
 from agent.propose.replay import ReplayProposer
+from agent.propose.templates import Templates
 from agent.protocols import Request
 from agent.records import Call, Experiment, Reply, Turn
 from tests.server import ModelServer, Step
@@ -136,19 +138,50 @@ def test_what_passes_is_asked_again(api: str, step: Step) -> None:
         (Step(status=401, kind="authentication_error"), "_API_KEY"),
         (Step(status=403, kind="permission_error"), "another --model or key"),
         (Step(status=404, kind="not_found_error", message="no model x"), "no model x: check --model"),
-        (Step(status=413, kind="request_too_large"), "HTTP 413"),
         (Step(status=429, kind="insufficient_quota"), "add credit"),
         (Step(status=402, kind="billing_error"), "add credit"),
         (Step(REPLY, late_error=True, kind="invalid_request_error"), "refused"),
     ],
-    ids=["400", "401", "403", "404", "413", "quota", "billing", "in-stream"],
+    ids=["400", "401", "403", "404", "quota", "billing", "in-stream"],
 )
 def test_what_asking_again_can_not_help_is_final(api: str, step: Step, says: str) -> None:
     with ModelServer([step, REPLY]) as server, pytest.raises(ProposerError) as caught:
         proposer(api, server).propose(request())
     assert caught.value.final
     assert says in str(caught.value) and "\n" not in str(caught.value)
-    assert len(server.requests) == 1
+    assert len(server.requests) == 1 and not caught.value.too_long
+    assert caught.value.status in (400, 401, 402, 403, 404)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Step(status=413, kind="request_too_large"),
+        Step(status=400, kind="invalid_request_error", message="prompt is too long: 210000 tokens > 200000 maximum"),
+        Step(status=400, kind="context_length_exceeded", message="This model's maximum context length is 4096 tokens."),
+        Step(status=400, message="the request exceeds the available context size (n_ctx 2048)"),
+        Step(status=500, kind="api_error", message="input is too large to process"),
+        Step(REPLY, late_error=True, message="requested tokens exceed context window of 2048"),
+    ],
+    ids=["413", "anthropic", "openai", "llama.cpp", "500", "in-stream"],
+)
+def test_a_request_too_long_for_the_model_is_told_apart_and_a_shorter_one_goes_through(api: str, step: Step) -> None:
+    long = request(*TALK, Turn(role="assistant", text="again"), Turn(role="user", text="Still nowhere."))
+    with ModelServer([step, REPLY]) as server:
+        with pytest.raises(ProposerError, match="too long for the model") as caught:
+            proposer(api, server).propose(long)
+        assert caught.value.too_long and not caught.value.final and len(server.requests) == 1
+        short = shorter(long, {}, Templates())
+        assert short is not None and len(short.turns) == 3
+        assert proposer(api, server).propose(short).text == REPLY
+
+
+def test_how_long_a_server_asks_to_wait_is_told(api: str) -> None:
+    policy = Policy(deadline=5.0, longest_retry_after=7200.0)
+    busy = Step(status=429, kind="rate_limit_error", headers={"retry-after": "3600"})
+    with ModelServer([busy]) as server, pytest.raises(ProposerError) as caught:
+        proposer(api, server, policy).propose(request())
+    assert (caught.value.retry_after, caught.value.status, caught.value.final) == (3600, 429, False)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +268,8 @@ def test_retry_after_in_each_of_its_forms() -> None:
     assert retry_after({"retry-after": "7"}) == 7
     assert retry_after({}) is None
     assert (retry_after({"retry-after": "Fri, 31 Dec 2999 23:59:59 GMT"}) or 0) > 1e9
-    assert retry_after({"retry-after": "soon"}) is None
+    for nonsense in ("soon", "-5", "nan", "inf", "1e999", "Fri, 99 Foo 0 99:99:99 GMT", "\x00"):
+        assert not retry_after({"retry-after": nonsense})
 
 
 def test_openai_itself_gets_the_limit_by_its_newer_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,17 +9,19 @@ block); with two arms it is the paired t-test.
 from __future__ import annotations
 
 import math
+import queue
 import secrets
-from collections.abc import Callable, Sequence, Set
-from concurrent.futures import Future
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
 
+from agent import events as ev
 from agent.errors import Failure
 from agent.judge.chain import Kept, link, rebuild
 from agent.judge.noise import t_quantile
 from agent.program import Program
-from agent.protocols import Executor, Journal
-from agent.records import Experiment, Measurement, Record, Trial
+from agent.protocols import Executor, Job
+from agent.records import Experiment, Record
 from agent.workspace import Workspace
 
 NUMBERS_FROM = 1_000_000  # the arms' trials are numbered as experiments from here, apart from the night's own
@@ -94,7 +96,7 @@ class Lab(NamedTuple):
 
 
 def audit(
-    ledger: Journal,
+    experiments: Sequence[Experiment],
     workspace: Workspace,
     executor: Executor,
     program: Program,
@@ -104,13 +106,14 @@ def audit(
     say: Callable[[str], None],
 ) -> AuditReport:
     """Measure the final commit against the baseline on `pairs` fresh seeds, and what was asked for besides.
+    `experiments`: those with a final verdict, in the order in which they got it.
 
     Raises Failure, one line, where nothing was kept, or where the baseline or the final commit does not run.
     """
     lab = Lab(workspace, executor, program, pairs, say)
     if pairs < 2:
         raise Failure("an interval needs at least 2 pairs: use --pairs 5, say")
-    kept = [e for e in ledger.experiments() if e.state == "published" and e.verdict and e.verdict.kept]
+    kept = [e for e in experiments if e.verdict and e.verdict.kept]
     if len(kept) < 2:
         raise Failure("nothing was kept beside the baseline, so there is no gain to audit")
     start, final = kept[0].commit or "", kept[-1].commit or ""
@@ -144,44 +147,70 @@ def measure(lab: Lab, arms: Sequence[Arm]) -> tuple[Table, dict[str, Table]]:
     A round in which one of the first two arms failed is left out for all; so is any other arm that failed in
     a round that stays. Raises Failure where fewer than two rounds are left.
     """
-    _, executor, _, rounds, _ = lab
+    _, executor, program, rounds, _ = lab
     seeds = [SEEDS_FROM + secrets.randbelow(SEEDS_TO - SEEDS_FROM) for _ in range(rounds)]
-    running: dict[tuple[str, int], tuple[Trial, Future[Measurement]]] = {}
-    numbered = list(enumerate(arms, NUMBERS_FROM))
+    names = [arm.name for arm in arms]
+    jobs: list[Job] = []
     for index, seed in enumerate(seeds):
         turn = index % len(arms)
-        for number, arm in (*numbered[turn:], *numbered[:turn]):
-            trial = Trial(experiment=number, number=index, commit=arm.commit, seed=seed)
-            running[arm.name, index] = trial, executor.submit(trial, lab.program)
-    names = [arm.name for arm in arms]
+        for place in (*range(turn, len(arms)), *range(turn)):
+            jobs.append(Job(
+                what="train", experiment=NUMBERS_FROM + place, number=index, attempt=1, commit=arms[place].commit,
+                seed=seed, slot=0, program=program,
+            ))  # fmt: skip
     found: dict[tuple[str, int], float] = {}
-    scored: dict[tuple[str, int], Future[dict[str, float]]] = {}
+    scored: dict[tuple[str, int], dict[str, float]] = {}
+    untested = ""
     try:
-        for (name, index), (trial, future) in running.items():
-            measurement = future.result()
-            if measurement.outcome == "interrupted":
-                raise Failure("the audit was interrupted; nothing was changed, so start it again")
-            told = measurement.reason
-            if measurement.metric is not None:
-                found[name, index], told = measurement.metric, f"{measurement.metric:.6g}"
-                if lab.program.test and name in names[:2]:
-                    scored[name, index] = executor.test(trial, lab.program)
-            lab.say(f"round {index + 1} of {rounds}, {name}: {told}")
+        for job, event in worked_off(executor, jobs, tested=names[:2] if program.test else ()):
+            name = names[job.experiment - NUMBERS_FROM]
+            if isinstance(event, ev.Tested):
+                scored[name, job.number] = event.figures
+                untested = untested or event.reason
+                continue
+            told = getattr(event, "reason", "")
+            if isinstance(event, ev.Measured):
+                told = event.measurement.reason
+                if event.measurement.metric is not None:
+                    found[name, job.number], told = event.measurement.metric, f"{event.measurement.metric:.6g}"
+            lab.say(f"round {job.number + 1} of {rounds}, {name}: {told}")
         good = [i for i in range(rounds) if all((name, i) in found for name in names[:2])]
         if len(good) < 2:
             raise Failure(f"{names[0]} and {names[1]} both worked on {len(good)} of {rounds} seeds: see the logs")
-        try:
-            tests = {key: future.result() for key, future in scored.items() if key[1] in good}
-        except Failure as error:
-            tests = {}
-            lab.say(f"no test figures: {error}")
+        if untested:
+            lab.say(f"no test figures: {untested}")
+        tests = {} if untested else {key: numbers for key, numbers in scored.items() if key[1] in good}
     finally:
-        for number, _ in numbered:
-            executor.forget(number)
+        for job in jobs:
+            executor.forget(job.experiment, job.number)
+            executor.discard(job.experiment)
     whole = [name for name in names if all((name, i) in found for i in good)]
     table = {name: [found[name, i] for i in good] for name in whole}
     shared = set.intersection(*(set(numbers) for numbers in tests.values())) if tests else ()
     return table, {n: {arm: [tests[arm, i][n] for i in good] for arm in names[:2]} for n in sorted(shared)}
+
+
+def worked_off(executor: Executor, jobs: Iterable[Job], tested: Sequence[str]) -> Iterator[tuple[Job, ev.Event]]:
+    """Each job with its result, as the slots become free. What the first arms have saved is tested, where `tested`
+    names as many of them. Raises Failure where a trial was ended from outside."""
+    results: queue.SimpleQueue[ev.Event] = queue.SimpleQueue()
+    waiting, free = deque(jobs), deque(range(executor.slots))
+    running: dict[tuple[bool, int, int], Job] = {}
+    while waiting or running:
+        while waiting and free:
+            job = waiting.popleft().model_copy(update={"slot": free.popleft()})
+            running[job.what == "test", job.experiment, job.number] = job
+            executor.submit(job, results.put)
+        event = results.get()
+        test = isinstance(event, ev.Tested)
+        job = running.pop((test, event.experiment, event.attempt if test else event.number))  # type: ignore
+        free.append(job.slot)
+        if isinstance(event, ev.TrialCancelled):
+            raise Failure("the audit was interrupted; nothing was changed, so start it again")
+        worked = isinstance(event, ev.Measured) and event.measurement.metric is not None
+        if worked and job.experiment - NUMBERS_FROM < len(tested):
+            waiting.appendleft(job.model_copy(update={"what": "test", "attempt": job.number}))
+        yield job, event
 
 
 def compare(program: Program, table: Table) -> Callable[[str, str], Difference]:

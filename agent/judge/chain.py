@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ast
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agent.program import Program
+from agent.protocols import Repository
 from agent.records import Experiment
 from agent.workspace import Workspace
 
@@ -39,25 +38,24 @@ def rebuild(workspace: Workspace, start: str, chain: Sequence[Kept], without: se
         if experiment.number in without:
             continue
         now = workspace.read(tip, list(after))
-        texts = {path: merge(workspace, now[path], before[path], after[path]) for path in after}
-        files = {path: text for path, text in texts.items() if text is not None and _parses(path, text)}
-        if len(files) < len(texts):
+        files = put_onto(workspace, after, before, now)
+        if files is None:
             return None
         message = str(workspace.repo.commit(experiment.commit or "").message)
         tip = workspace.commit_files(tip, files, message, experiment.created)
     return tip
 
 
-def merge(workspace: Workspace, ours: str, base: str, theirs: str) -> str | None:
-    """Git's three-way merge of one text; None where it conflicts."""
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = [Path(scratch, name) for name in ("ours", "base", "theirs")]
-        for path, text in zip(paths, (ours, base, theirs), strict=True):
-            path.write_bytes(text.encode())
-        command = ["git", "merge-file", "-p", *map(str, paths)]
-        options = {"with_extended_output": True, "with_exceptions": False, "strip_newline_in_stdout": False}
-        status, merged, _ = workspace.repo.git.execute(command, **options)  # type: ignore[arg-type,misc]
-    return str(merged) if status == 0 else None
+def put_onto(
+    repository: Repository, files: Mapping[str, str], before: Mapping[str, str], now: Mapping[str, str]
+) -> dict[str, str] | None:
+    """The change from `before` to `files`, made on the files as they are `now`: path -> text of the changed ones.
+
+    None where a three-way merge conflicts, or the outcome is no Python any more.
+    """
+    texts = {path: repository.merge(now[path], before[path], text) for path, text in files.items()}
+    merged = {path: text for path, text in texts.items() if text is not None and _parses(path, text)}
+    return merged if len(merged) == len(texts) else None
 
 
 def _parses(path: str, text: str) -> bool:

@@ -1,8 +1,8 @@
 """Is the number honest? Checks of an edit before it runs, of a gain that is too good, and of keys in text.
 
-The check reads the syntax tree and judges only what an edit adds or takes away: what the file did before, it may
-go on doing. It is a courtesy to the proposer, told early and in words; what it can't see, the sandbox, the clock
-outside and the evaluation apart hold back all the same (docs/SECURITY.md).
+The check of an edit reads the syntax tree and judges only what the edit adds or takes away: what the file did before,
+it may go on doing. It lists bad cases, so it is a courtesy that tells the proposer early and in words, and no wall:
+that is the sandbox, the clock outside and the evaluation apart (docs/SECURITY.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from agent.program import Program
-from agent.records import Proposal
+from agent.source import read_python
 
 # What an edit may not add, by dotted name with import aliases resolved; a dot at the end means all below.
 REFUSED = {
@@ -40,15 +40,14 @@ FILES |= {"numpy.genfromtxt", "torch.from_file", "torch.save", "safetensors.safe
 FILES |= {"safetensors.torch.load_file", "safetensors.torch.save_file"}
 FILE_METHODS = {"read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "rglob", "tofile", "symlink_to"}
 FILE_METHODS |= {"hardlink_to", "unlink", "touch"}
-OUTPUT = re.compile(
-    r"[Oo]utput|OUTPUT|[Cc]heckpoint|CHECKPOINT|\bpath\b"
-)  # how code names the one place that it may write
+# How code names the one place that it may write.
+OUTPUT = re.compile(r"[Oo]utput|OUTPUT|[Cc]heckpoint|CHECKPOINT|\bpath\b")
 PLACE = re.compile(
     r"(?i)^/(proc|sys|dev|etc|home|root|usr|var|tmp|mnt|opt|run|boot|srv|media)\b|^~|^\.\.(/|$)|\.git\b|\.ssh\b|held_?out"
 )
 SETTINGS = re.compile(r"^(CUDA_|TORCH|PYTORCH_|TRITON_|OMP_|MKL_|OPENBLAS_|NCCL_|CUBLAS_|CUDNN_|TOKENIZERS_|KMP_)")
 OURS = {"RESEARCH_OUTPUT", "RESEARCH_SEED"}
-JUDGED = re.compile(r"(?i)held_?out|evaluat|^(val|test)(_|$)|_(val|test)$|^score$|^serve$|violation|^\*$")
+EVALUATION = re.compile(r"(?i)held_?out|evaluat|^(val|test)(_|$)|_(val|test)$|^score$|^serve$|violation|^\*$")
 SWITCHES = {"backends", "config", "options"}  # torch.backends.x = y and the like set an option, they patch nothing
 
 KEY_NAME = re.compile(r"(?i)(key|token|secret|password|passwd|credential)s?$")
@@ -59,37 +58,35 @@ KEY_SHAPE = re.compile(
 SHORTEST_KEY = 8  # characters; shorter values are words that stand in every text
 
 
-def check_edit(proposal: Proposal, before: Mapping[str, str], after: Mapping[str, str], program: Program) -> str | None:
+def check_edit(before: Mapping[str, str], after: Mapping[str, str], program: Program) -> str | None:
     """Why the edit must not run, in words for the proposer; None: nothing to be seen.
 
     `before`, `after`: path -> text of the editable files; what does not parse is left to checks.py.
     """
-    for edit in proposal.edits:
-        if edit.path in program.protect:
-            return f"{edit.path} is protected: it holds the evaluation and stays as it is"
     for path, text in sorted(after.items()):
         if not path.endswith(".py") or text == before.get(path):
             continue
-        try:
-            old = Counter(_Reader(ast.parse(before.get(path, "")), program).read())
-            new = Counter(_Reader(ast.parse(text), program).read())
-        except (SyntaxError, ValueError, RecursionError):
+        old_tree, new_tree = read_python(before.get(path, "")).tree, read_python(text).tree
+        if old_tree is None or new_tree is None:
             continue
+        old, new = (Counter(_Reader(tree, program).read()) for tree in (old_tree, new_tree))
         for rule, code in new - old:
-            if rule != "seeded":
+            again = rule == "protected call" and (rule, code) in old and not code.endswith("()")
+            if rule != "seeded" and not again:
                 return f"{path}: `{code}` {WORDS.get(rule, rule)}"
         seeded = any(rule in ("seed", "seeded") for rule, _ in new)
         for rule, code in old - new:
-            if rule == "budget" or (rule in ("seed", "seeded") and not seeded):
+            if rule in ("seed", "seeded") and not seeded or rule == "protected call" and (rule, code) not in new:
                 return f"{path}: the edit takes away `{code}`, which the harness needs: leave it in place"
     return None
 
 
 WORDS = {
     "seed": "sets a seed; the harness gives it (RESEARCH_SEED): use that one as it is, or none",
-    "budget": "touches the training budget or the harness's settings; leave them as they are",
+    "harness": "touches the harness's settings; leave them as they are",
+    "protected call": "calls what a protected file gives in a new way; leave these calls as they are",
     "patch": "changes a module or an object of the harness; change your own code instead",
-    "judge": "reaches into the evaluation; a model learns from the training data only",
+    "evaluation": "reaches into the evaluation; a model learns from the training data only",
     "file": "uses a file; only what is below RESEARCH_OUTPUT may be read or written",
     "place": "names a place outside the training run; only what is below RESEARCH_OUTPUT may be used",
     "environment": "uses the environment; only RESEARCH_OUTPUT, RESEARCH_SEED and the libraries' settings may be",
@@ -101,7 +98,7 @@ class _Reader:
 
     def __init__(self, tree: ast.Module, program: Program):
         self.tree, self.holdout = tree, program.holdout
-        self.judges = {PurePosixPath(name).stem for name in program.protect}
+        self.protected = {PurePosixPath(name).stem for name in program.protect}  # as modules
         self.names: dict[str, str] = {}  # what an imported name stands for
         self.parent: dict[ast.AST, ast.AST] = {}
         for node in ast.walk(tree):
@@ -112,26 +109,34 @@ class _Reader:
                     self.names[alias.asname or first] = alias.name if alias.asname else first
             elif isinstance(node, ast.ImportFrom):
                 self.names |= {a.asname or a.name: f"{node.module or ''}.{a.name}" for a in node.names}
-        self.lent: set[str] = set()  # names of objects that a protected file made, like budget = prepare.Budget(data)
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Assign):
-                continue
-            for target in node.targets:
-                pairs: list[tuple[ast.expr, ast.expr]] = [(target, node.value)]
-                if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
-                    pairs = list(zip(target.elts, node.value.elts, strict=False))
-                for name, value in pairs:
-                    if isinstance(name, ast.Name) and isinstance(value, ast.Call) and self.judging(value.func):
-                        self.lent.add(name.id)
+        assigned = (pair for node in ast.walk(tree) if isinstance(node, ast.Assign) for pair in _pairs(node))
+        self.made = {  # names of objects that a protected file made, like `data` in data = prepare.TrainData()
+            name.id
+            for name, value in assigned
+            if isinstance(name, ast.Name) and isinstance(value, ast.Call) and self.is_protected(value.func)
+        }
         read = ("['RESEARCH_SEED']", ".get('RESEARCH_SEED', 0)", ".get('RESEARCH_SEED', '0')")
         self.own_seed = {"seed", "SEED", *(f"int(os.environ{text})" for text in read)}
-        self.own_seed |= {f"{name}.SEED" for name in self.judges}
+        self.own_seed |= {f"{name}.SEED" for name in self.protected}
 
     def read(self) -> Iterator[tuple[str, str]]:
         for node in ast.walk(self.tree):
-            for rule in self.judge(node):
+            for rule in self.rules(node):
                 shown = ast.unparse(self.parent[node] if rule == "environment" else node)
                 yield rule, shown if len(shown) < 200 else shown[:200] + "..."
+            if isinstance(node, ast.Call) and (self.is_protected(node.func) or self.root(node.func) in self.made):
+                yield "protected call", self.protected_call(node)
+
+    def protected_call(self, node: ast.Call) -> str:
+        """The call, with `...` for arguments that are the script's own business: those that name no such object.
+
+        It may be made again where it has arguments; without any it acts on the object itself, like `clock.start()`.
+        """
+        texts = [ast.unparse(a) if self.names_made(a) else "..." for a in node.args]
+        return f"{ast.unparse(node.func)}({', '.join(texts)})"
+
+    def names_made(self, node: ast.AST) -> bool:
+        return any(isinstance(n, ast.Name) and n.id in self.made for n in ast.walk(node))
 
     def dotted(self, node: ast.AST) -> str:
         """`F.relu` -> `torch.nn.functional.relu`; empty where it is no chain of names."""
@@ -140,8 +145,8 @@ class _Reader:
         root = self.dotted(node.value) if isinstance(node, ast.Attribute) else ""
         return f"{root}.{node.attr}" if root and isinstance(node, ast.Attribute) else ""
 
-    def judging(self, node: ast.AST) -> bool:
-        return self.dotted(node).split(".")[0] in self.judges
+    def is_protected(self, node: ast.AST) -> bool:
+        return self.dotted(node).split(".")[0] in self.protected
 
     def root(self, node: ast.AST) -> str:
         """The name that a chain of attributes and subscripts starts from."""
@@ -149,28 +154,28 @@ class _Reader:
             node = node.value
         return node.id if isinstance(node, ast.Name) else ""
 
-    def judge(self, node: ast.AST) -> Iterator[str]:
+    def rules(self, node: ast.AST) -> Iterator[str]:
         match node:
             case ast.Import() | ast.ImportFrom():
                 module = (node.module or "") + "." if isinstance(node, ast.ImportFrom) else ""
                 for alias in node.names:
-                    yield from _refused(module + alias.name + "." * (not module))
-                    if module.rstrip(".") in self.judges and JUDGED.search(alias.name):
-                        yield "judge"
+                    yield from _refused(module + alias.name)
+                    if module.rstrip(".") in self.protected and EVALUATION.search(alias.name):
+                        yield "evaluation"
             case ast.Name() | ast.Attribute():
                 yield from self.named(node)
             case ast.Call():
                 yield from self.called(node)
-            case ast.Constant(value=str(text)) if not isinstance(self.parent[node], ast.Expr):
+            case ast.Constant(value=str(text)):
                 if text.startswith("RESEARCH_") and text not in OURS:
-                    yield "budget"
+                    yield "harness"
                 elif PLACE.search(text) or any(name in text for name in self.holdout):
                     yield "place"
             case ast.Assign(targets=targets) | ast.Delete(targets=targets):
                 yield from self.stored(targets, getattr(node, "value", None))
             case ast.AnnAssign(target=target, value=value) | ast.AugAssign(target=target, value=value):
                 yield from self.stored([target], value)
-            case ast.ClassDef() if any(map(self.judging, node.bases)):
+            case ast.ClassDef() if any(map(self.is_protected, node.bases)):
                 yield "patch"
 
     def named(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
@@ -180,8 +185,8 @@ class _Reader:
         last = node.attr if isinstance(node, ast.Attribute) else name
         if last in REFUSED_NAMES and (name == last or "_" in last):  # model.eval() and torch.compile() are others
             yield "changes how Python itself works"
-        if isinstance(node, ast.Attribute) and self.judging(node) and JUDGED.search(node.attr):
-            yield "judge"
+        if isinstance(node, ast.Attribute) and self.is_protected(node) and EVALUATION.search(node.attr):
+            yield "evaluation"
         if name == "os.environ":
             above = self.parent[node]
             call = self.parent.get(above)
@@ -204,15 +209,9 @@ class _Reader:
                 yield "file"
         if name == "os.getenv" and not (node.args and _allowed(node.args[0])):
             yield "environment"
-        theirs = {*self.names, *self.lent}
+        theirs = {*self.names, *self.made}
         if name in ("setattr", "delattr", "vars") and node.args and self.root(node.args[0]) in theirs:
             yield "patch"
-        lent = self.root(node.func) in self.lent
-        counted = all(isinstance(a, ast.Attribute) and self.root(a) in self.lent for a in node.args)
-        if self.judging(node.func) and last in ("Budget", "run"):
-            yield "budget"
-        if lent and (last == "start" or (last == "used" and not counted)):
-            yield "budget"
 
     def stored(self, targets: Iterable[ast.expr], value: ast.expr | None) -> Iterator[str]:
         for target in targets:
@@ -221,12 +220,21 @@ class _Reader:
             elif isinstance(target, ast.Name):
                 if target.id.lower() in SEEDS and value is not None and ast.unparse(value) not in self.own_seed:
                     yield "seed"
-            elif self.root(target) in self.lent or (
+            elif self.root(target) in self.made or (
                 self.root(target) in self.names
                 and not set(ast.unparse(target).split(".")) & SWITCHES
                 and self.dotted(getattr(target, "value", target)) != "os.environ"
             ):
                 yield "patch"
+
+
+def _pairs(node: ast.Assign) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """(target, value) of an assignment, element by element where both sides are tuples."""
+    for target in node.targets:
+        if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            yield from zip(target.elts, node.value.elts, strict=False)
+        else:
+            yield target, node.value
 
 
 def _allowed(key: ast.expr) -> bool:
@@ -235,9 +243,10 @@ def _allowed(key: ast.expr) -> bool:
 
 
 def _refused(name: str) -> Iterator[str]:
+    """Why this dotted name may not be used, where it may not."""
     for why, names in REFUSED.items():
         for one in names.split():
-            if name.rstrip(".") == one.rstrip(".") or (one.endswith(".") and name.startswith(one)):
+            if name == one.rstrip(".") or (one.endswith(".") and name.startswith(one)):
                 yield why
 
 
@@ -254,10 +263,10 @@ def implausible(effect: float, sigma: float, gains: Sequence[float]) -> str | No
     threshold = 20 * sigma if few else max(10 * sigma, 3 * largest)
     if sigma <= 0 or effect <= threshold:
         return None
-    told = "3 times the largest gain so far"
+    bound = "3 times the largest gain so far"
     if few or threshold > 3 * largest:
-        told = f"{20 if few else 10} times the noise between seeds"
-    return f"a gain of {effect:.4g} is more than {told} (over {threshold:.4g}): look for a leak before trusting it"
+        bound = f"{20 if few else 10} times the noise between seeds"
+    return f"a gain of {effect:.4g} is more than {bound} (over {threshold:.4g}): look for a leak before trusting it"
 
 
 def keys_of(environment: Mapping[str, str]) -> tuple[str, ...]:

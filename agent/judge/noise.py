@@ -78,7 +78,7 @@ class Noise(Record):
     @classmethod
     def of_night(cls, experiments: Iterable[Experiment]) -> Noise:
         """The noise as the ledger knows it, from every trial that was not picked for being extreme."""
-        return cls.of(counted(e.metrics, baseline=e.number == 0) for e in experiments)
+        return cls.of(group for e in experiments for group in groups(e))
 
     def __str__(self) -> str:
         """One sentence for the prompt and the report."""
@@ -103,6 +103,20 @@ class Rerun(Record):
 def baseline_trials(budget: Budget) -> int:
     """How many seeds of the baseline to measure first: 4 when trials are cheap, 3 at 5 minutes, else 2."""
     return max(2, min(4, int(BASELINE_SECONDS / budget.seconds)))
+
+
+def groups(experiment: Experiment) -> list[Sequence[float]]:
+    """Its metrics by commit, without the trial that selected it: an experiment that was put onto a newer incumbent
+    has several commits."""
+    older: dict[str, list[float]] = {}
+    for trial in experiment.trials:
+        if trial.superseded and trial.measurement and trial.measurement.metric is not None:
+            older.setdefault(trial.commit, []).append(trial.measurement.metric)
+    current = counted(experiment.metrics, baseline=experiment.unselected)
+    if experiment.number == 0:
+        return [*older.values(), current]
+    first, *rest = [*older.values(), current]
+    return [first[1:], *rest] if older else [current]
 
 
 def counted(values: Sequence, baseline: bool) -> Sequence:

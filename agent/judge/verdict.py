@@ -24,9 +24,12 @@ def weigh(
     """Judge an experiment whose trials all worked; `before`: the changed files as the incumbent has them."""
     noise = Noise.of_night([*finished, experiment])
     shorter = lines(experiment.files) < lines(before)
-    decision = decide(program, worked(incumbent), worked(experiment), noise, shorter, baseline=incumbent.number == 0)
-    if isinstance(decision, Rerun) and decision.of == "incumbent" and incumbent.measurements[-1].outcome != "ok":
-        why = f"the incumbent's own rerun failed ({incumbent.measurements[-1].reason}), so the two can't be compared"
+    trials = worked(experiment)
+    if experiment.unselected:  # selected on an older commit, so that every trial of this one is fresh
+        trials = [trials[0], *trials]
+    decision = decide(program, worked(incumbent), trials, noise, shorter, baseline=incumbent.unselected)
+    if isinstance(decision, Rerun) and decision.of == "incumbent" and incumbent.current[-1].outcome != "ok":
+        why = f"the incumbent's own rerun failed ({incumbent.current[-1].reason}), so the two can't be compared"
         return Verdict(kind="discard", reason=why, metric=experiment.metrics[0], review=True)
     if isinstance(decision, Rerun) or not decision.kept or decision.effect is None:
         return decision
@@ -48,7 +51,7 @@ def is_slip(experiment: Experiment) -> bool:
 
 
 def worked(experiment: Experiment) -> list[Measurement]:
-    return [m for m in experiment.measurements if m.outcome == "ok"]
+    return [m for m in experiment.current if m.outcome == "ok"]
 
 
 def lines(files: Mapping[str, str]) -> int:

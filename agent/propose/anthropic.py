@@ -11,7 +11,9 @@ from anthropic.types import MessageParam
 from genai_prices import Usage
 
 from agent.errors import Failure
-from agent.propose.llm import ApiProposer, Heard, Policy, messages
+from agent.propose.llm import Answer, ApiProposer, Policy
+from agent.propose.reply import messages
+from agent.propose.stream import Heard, mapping, text_of, tokens_of, usage_of, word_of
 from agent.protocols import Request
 
 # Of the models in the SDK's list whose price genai-prices knows, the one described as "the best combination
@@ -25,7 +27,7 @@ class AnthropicProposer(ApiProposer):
     name = "anthropic"
     key_name = "ANTHROPIC_API_KEY"
     provider = "anthropic"
-    errors = (anthropic.APIError,)
+    errors = anthropic.APIError
 
     def __init__(self, model: str | None = None, base_url: str | None = None, policy: Policy | None = None):
         """Raises Failure when there is neither a key nor an address that may do without."""
@@ -36,9 +38,9 @@ class AnthropicProposer(ApiProposer):
         self.client = anthropic.Anthropic(api_key=key or none_needed, base_url=base_url, max_retries=0)
         super().__init__(model or MODEL, str(self.client.base_url), policy or Policy())
 
-    def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
+    def open(self, request: Request, timeout: float) -> AbstractContextManager[Answer]:
         """The system prompt is the same for every experiment, so it is worth a place in the prompt cache."""
-        return self.client.messages.create(
+        return self.client.messages.with_streaming_response.create(
             model=self.model,
             max_tokens=self.policy.max_output,
             system=[{"type": "text", "text": request.system, "cache_control": {"type": "ephemeral"}}],
@@ -47,37 +49,42 @@ class AnthropicProposer(ApiProposer):
             timeout=timeout,
         )
 
-    def hear(self, event: Any, heard: Heard) -> None:
+    def hear(self, event: dict[str, Any], heard: Heard) -> None:
         """Thinking is not part of the reply: only text counts."""
-        if event.type == "message_start":
-            heard.usage = total(event.message.usage, heard.usage)
-        elif event.type == "content_block_delta" and event.delta.type == "text_delta":
-            heard.text += event.delta.text
-        elif event.type == "message_delta":
-            heard.usage = total(event.usage, heard.usage)
-            heard.stop = event.delta.stop_reason or heard.stop
-            if event.delta.stop_details is not None:
-                heard.refusal = event.delta.stop_details.category
+        match event.get("type"):
+            case "message_start":
+                heard.usage = total(mapping(event.get("message")).get("usage"), heard.usage)
+            case "content_block_start":
+                heard.text += text_of(event.get("content_block"))
+            case "content_block_delta":
+                heard.text += text_of(event.get("delta"))
+            case "message_delta":
+                self.end(mapping(event.get("delta")), event.get("usage"), heard)
+            case "message_stop":
+                heard.stop = heard.stop or ("end_turn" if heard.text else None)
+            case "message":  # of a server that does not stream
+                heard.text = text_of(event.get("content"))
+                self.end(event, event.get("usage"), heard)
 
-    def problem(self, heard: Heard) -> str | None:
-        if heard.stop in ("end_turn", "stop_sequence"):
-            return None
-        if heard.stop == "refusal":
-            why = f" ({heard.refusal})" if heard.refusal else ""
-            return f"the model refused to answer{why}: choose another --model if it does so again"
-        if heard.stop in ("max_tokens", "model_context_window_exceeded"):
-            return f"the reply was cut off at {heard.usage.output_tokens} tokens ({heard.stop})"
-        return f"the reply ended for a reason that makes it unusable: {heard.stop}"
+    def end(self, message: dict[str, Any], usage: object, heard: Heard) -> None:
+        heard.usage = total(usage, heard.usage)
+        heard.stop = word_of(message.get("stop_reason")) or heard.stop
+        heard.refusal = word_of(mapping(message.get("stop_details")).get("category")) or heard.refusal
 
 
-def total(said: Any, before: Usage) -> Usage:
+def total(usage: object, before: Usage) -> Usage:
     """The API's running totals -> Usage. Its input_tokens leave out what the cache read and wrote.
 
     The last event may give only the output; then the input is as `message_start` said.
     """
-    if said.input_tokens is None:
-        read, write, fed = before.cache_read_tokens, before.cache_write_tokens, before.input_tokens
+    said = mapping(usage)
+    fed, output = tokens_of(said.get("input_tokens")), tokens_of(said.get("output_tokens"))
+    output = int(before.output_tokens) if output is None else output
+    if fed is None:
+        fed = int(before.input_tokens)
+        read, written = int(before.cache_read_tokens), int(before.cache_write_tokens)
     else:
-        read, write = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
-        fed = said.input_tokens + read + write
-    return Usage(input_tokens=fed, cache_read_tokens=read, cache_write_tokens=write, output_tokens=said.output_tokens)
+        read = tokens_of(said.get("cache_read_input_tokens")) or 0
+        written = tokens_of(said.get("cache_creation_input_tokens")) or 0
+        fed += read + written
+    return usage_of(fed, output, read, written)

@@ -12,6 +12,7 @@ import time
 
 from agent.errors import Failure, ProposerError
 from agent.propose.context import estimate_tokens
+from agent.propose.reply import messages, reply_text
 from agent.protocols import Request
 from agent.records import Reply
 
@@ -45,32 +46,10 @@ class CommandProposer:
         """Raises ProposerError; final when there is no such program. Tokens are estimates."""
         started = time.monotonic()
         prompt = as_text(request)
-        # Files instead of pipes: a grandchild that keeps a pipe open can't hold the loop up.
-        with (
-            tempfile.TemporaryFile() as stdin,
-            tempfile.TemporaryFile() as out,
-            tempfile.TemporaryFile() as err,
-        ):
-            stdin.write(prompt.encode())
-            stdin.seek(0)
-            try:
-                process = subprocess.Popen(self.argv, stdin=stdin, stdout=out, stderr=err, start_new_session=True)
-            except OSError as error:
-                raise ProposerError(
-                    f"--command {self.argv[0]} can't be started: {error.strerror}", final=True
-                ) from None
-            try:
-                code = process.wait(self.deadline)
-            except subprocess.TimeoutExpired:
-                raise ProposerError(f"command {self.model}: no reply within {self.deadline:g} s") from None
-            finally:
-                end(process)
-            out.seek(0)
-            text = out.read(LONGEST_REPLY).decode("utf-8", "replace")
-            if code != 0:
-                err.seek(0)
-                said = err.read(LONGEST_REPLY).decode("utf-8", "replace").strip() or text.strip() or "nothing"
-                raise ProposerError(f"command {self.model}: exit code {code}, last said: {last_line(said)}")
+        try:
+            text = reply_text(self.run(prompt.encode(errors="replace")))
+        except OSError as error:  # of a temporary file: no space, too many open files
+            raise ProposerError(f"command {self.model}: {error.strerror or error}") from None
         if not text.strip():
             raise ProposerError(f"command {self.model}: it printed nothing")
         return Reply(
@@ -83,13 +62,43 @@ class CommandProposer:
             seconds=time.monotonic() - started,
         )
 
+    def run(self, prompt: bytes) -> str:
+        """What the program prints. Raises ProposerError where it ends otherwise than well, and OSError."""
+        # Files instead of pipes: a grandchild that keeps a pipe open can't hold the loop up.
+        with (
+            tempfile.TemporaryFile() as stdin,
+            tempfile.TemporaryFile() as out,
+            tempfile.TemporaryFile() as err,
+        ):
+            stdin.write(prompt)
+            stdin.seek(0)
+            try:
+                process = subprocess.Popen(self.argv, stdin=stdin, stdout=out, stderr=err, start_new_session=True)
+            except (OSError, ValueError) as error:  # ValueError: a NUL in its name
+                why = error.strerror if isinstance(error, OSError) else error
+                raise ProposerError(f"--command {self.argv[0]} can't be started: {why}", final=True) from None
+            try:
+                code = process.wait(self.deadline)
+            except subprocess.TimeoutExpired:
+                raise ProposerError(f"command {self.model}: no reply within {self.deadline:g} s") from None
+            finally:
+                end(process)
+            out.seek(0)
+            text = out.read(LONGEST_REPLY).decode("utf-8", "replace")
+            if code != 0:
+                err.seek(0)
+                said = err.read(LONGEST_REPLY).decode("utf-8", "replace").strip() or text.strip() or "nothing"
+                raise ProposerError(f"command {self.model}: exit code {code}, last said: {last_line(said)}")
+            return text
+
 
 def as_text(request: Request) -> str:
     """The talk as one text, for a program that knows no roles."""
     titles = {"user": "# Request", "assistant": "# Your reply"}
     if len(request.turns) == 1:
         return f"{request.system}\n\n{request.turns[0].text}\n"
-    return "\n\n".join([request.system, *(f"{titles[turn.role]}\n\n{turn.text}" for turn in request.turns)]) + "\n"
+    turns = [f"{titles[message['role']]}\n\n{message['content']}" for message in messages(request)]
+    return "\n\n".join([request.system, *turns]) + "\n"
 
 
 def last_line(text: str) -> str:
@@ -98,7 +107,7 @@ def last_line(text: str) -> str:
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """End what is left of the command's process group."""
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)

@@ -1,37 +1,26 @@
-"""What a proposer is told: the contract, the state, the history of experiments and the files, as a prompt.
-
-The texts are Jinja2 templates in prompts/; a folder prompts/ in the person's repository takes their place, file by
-file. What code under test or a model has written (logs, tracebacks, reasons) is data: control characters removed,
-bounded, and fenced so that it can't end its fence.
-"""
+"""What a proposer is told: the contract, the state, the history of experiments and the files, as a prompt."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import tiktoken
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from agent.errors import ProgramError
 from agent.program import Program
 from agent.propose.edits import CATEGORIES
+from agent.propose.templates import Templates, one_line
 from agent.protocols import Request
 from agent.records import Experiment, Turn
 
-PROMPTS = Path(__file__).parents[2] / "prompts"
 RECENT = 15  # experiments told in detail
 HISTORY_TOKENS = 6_000  # for the whole history, newest first
-LOG_CHARACTERS = 4_000  # of a log or traceback, its end
 REPLY_CHARACTERS = 60_000  # of a reply that goes back to its author
 PLATEAU = 5  # experiments without a keep before the prompt asks for something else
 CHARACTERS_PER_TOKEN = 3.5  # the fallback where tiktoken's file is not on this machine
@@ -46,21 +35,80 @@ def first_request(
     files: Mapping[str, str],
     history: Sequence[Experiment],
     facts: Mapping[str, object],
-    prompts: Path | None = None,
+    templates: Templates,
+    history_tokens: int = HISTORY_TOKENS,
 ) -> Request:
     """The prompt for experiment `number`.
 
     `files`: the editable files at the incumbent. `history`: finished experiments, oldest first. `facts`: what else
     is known now, printed as `name: value`; `noise` is special: the smallest difference of the metric that means
-    anything. `prompts`: a folder whose templates take the place of the packaged ones. Raises ProgramError where a
-    template can't be rendered.
+    anything. `history_tokens`: the most that the lines of the history may take.
     """
+    values = _values(number, program, files, history, facts, history_tokens)
+    return Request(
+        number=number,
+        system=templates.render("system.j2", values),
+        turns=(Turn(role="user", text=templates.render("propose.j2", values)),),
+        program=program,
+        files=dict(files),
+        history=tuple(history),
+    )
+
+
+def repair(request: Request, reply_text: str, error: str, attempt: int, templates: Templates) -> Request:
+    """Send an unusable reply back with the reason; `attempt` counts from 1, the third asks for the whole file."""
+    return _answered(request, reply_text, "repair.j2", templates, {"error": error, "whole": attempt >= 3})
+
+
+def slip(request: Request, reply_text: str, traceback: str, templates: Templates) -> Request:
+    """Send back a change that crashed within seconds, with its traceback."""
+    return _answered(request, reply_text, "slip.j2", templates, {"traceback": traceback})
+
+
+def shorter(request: Request, facts: Mapping[str, object], templates: Templates) -> Request | None:
+    """The request with less to read, for a model whose context it did not fit; None where nothing is left to drop.
+
+    The oldest repair turns go first, one pair at a time, then the lines of the history (its sums by category stay).
+    """
+    first, *others = request.turns
+    if len(others) > 2:
+        return request.model_copy(update={"turns": (first, *others[2:])})
+    brief = first_request(
+        request.number, request.program, request.files, request.history, facts, templates, history_tokens=0
+    )
+    if len(brief.turns[0].text) >= len(first.text):
+        return None
+    return request.model_copy(update={"turns": (*brief.turns, *others)})
+
+
+def estimate_tokens(text: str) -> int:
+    """Tokens of a text beforehand, by `tokens_counted_by`; no provider's own count, so about right."""
+    encoding = _encoding() if len(text) <= 1_000_000 else None
+    if encoding is None:
+        return int(len(text) / CHARACTERS_PER_TOKEN) + 1
+    return len(encoding.encode(text, disallowed_special=()))
+
+
+def tokens_counted_by() -> str:
+    """How `estimate_tokens` counts on this machine."""
+    return f"tiktoken {ENCODING}" if _encoding() else f"characters / {CHARACTERS_PER_TOKEN}"
+
+
+def _values(
+    number: int,
+    program: Program,
+    files: Mapping[str, str],
+    history: Sequence[Experiment],
+    facts: Mapping[str, object],
+    history_tokens: int,
+) -> dict[str, Any]:
+    """What the templates system.j2 and propose.j2 may use."""
     done = [e for e in history if e.verdict]
     kept = [i for i, e in enumerate(done) if e.verdict and e.verdict.kept]
     incumbent = done[kept[-1]] if kept else None
     since = done[kept[-1] + 1 :] if kept else done
-    detailed, older_kept, older_failed = _split(done)
-    values: dict[str, Any] = {
+    detailed, older_kept, older_failed = _split(done, history_tokens)
+    return {
         "number": number,
         "program": program,
         "files": {path: text.replace("\r\n", "\n") for path, text in files.items()},
@@ -78,66 +126,20 @@ def first_request(
         "since": Counter(e.proposal.category for e in since if e.proposal).most_common(),
         "untried": sorted(set(CATEGORIES) - {e.proposal.category for e in since if e.proposal} - {"other"}),
     }
-    system = _render("system.j2", prompts, values)
-    user = Turn(role="user", text=_render("propose.j2", prompts, values))
-    return Request(
-        number=number, system=system, turns=(user,), program=program, files=dict(files), history=tuple(history)
-    )
 
 
-def repair(request: Request, reply_text: str, error: str, attempt: int, prompts: Path | None = None) -> Request:
-    """Send an unusable reply back with the reason; `attempt` counts from 1, the third asks for the whole file."""
-    return _answered(request, reply_text, "repair.j2", prompts, {"error": error, "whole": attempt >= 3})
-
-
-def slip(request: Request, reply_text: str, traceback: str, prompts: Path | None = None) -> Request:
-    """Send back a change that crashed within seconds, with its traceback."""
-    return _answered(request, reply_text, "slip.j2", prompts, {"traceback": traceback})
-
-
-def estimate_tokens(text: str) -> int:
-    """Tokens of a text beforehand, by `tokens_counted_by`; no provider's own count, so about right."""
-    encoding = _encoding() if len(text) <= 1_000_000 else None
-    if encoding is None:
-        return int(len(text) / CHARACTERS_PER_TOKEN) + 1
-    return len(encoding.encode(text, disallowed_special=()))
-
-
-def tokens_counted_by() -> str:
-    """How `estimate_tokens` counts on this machine."""
-    return f"tiktoken {ENCODING}" if _encoding() else f"characters / {CHARACTERS_PER_TOKEN}"
-
-
-def clean(text: str, limit: int = LOG_CHARACTERS) -> str:
-    """Text without control, direction and other invisible characters; the last `limit` characters of it."""
-    text = re.sub(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-Z\\-_])", "", text[-8 * limit :])
-    text = re.sub(r"\r\n?|[\x0b\x0c\x85\u2028\u2029]", "\n", text)
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    return text if len(text) <= limit else f"[... {len(text) - limit:,} characters left out]\n" + text[-limit:]
-
-
-def fence(text: str, language: str = "") -> str:
-    """The text in a Markdown fence longer than any run of backticks in it: it can't end its own fence."""
-    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return f"{ticks}{language}\n{text.rstrip(chr(10))}\n{ticks}"
-
-
-def one_line(text: object, limit: int = 300) -> str:
-    """Somebody else's words in one line of a list."""
-    words = " ".join(clean(str(text), 4 * limit).split())
-    return words if len(words) <= limit else words[: limit - 3] + "..."
-
-
-def _answered(request: Request, reply: str, template: str, prompts: Path | None, values: dict[str, Any]) -> Request:
-    said = reply if len(reply) <= REPLY_CHARACTERS else reply[:REPLY_CHARACTERS] + "\n[... cut off]"
-    text = _render(template, prompts, {"program": request.program, **values})
-    turns = (Turn(role="assistant", text=said.strip() or "(empty reply)"), Turn(role="user", text=text))
+def _answered(
+    request: Request, reply_text: str, template: str, templates: Templates, values: Mapping[str, Any]
+) -> Request:
+    said = reply_text if len(reply_text) <= REPLY_CHARACTERS else reply_text[:REPLY_CHARACTERS] + "\n[... cut off]"
+    text = templates.render(template, {"program": request.program, **values})
+    turns = (Turn(role="assistant", text=said.strip()), Turn(role="user", text=text))
     return request.model_copy(update={"turns": request.turns + turns})
 
 
-def _split(done: Sequence[Experiment]) -> tuple[list[str], list[str], list[str]]:
-    """The history as lines, oldest first: recent ones in detail, older kept ones, older failed ones by category."""
-    room = HISTORY_TOKENS
+def _split(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str], list[str]]:
+    """The history in at most `room` tokens, as lines, oldest first: recent experiments in detail, older kept ones,
+    older failed ones by category."""
     detailed: list[str] = []
     kept: list[str] = []
     failed: dict[str, list[Experiment]] = {}
@@ -184,21 +186,6 @@ def _numbers(experiment: Experiment) -> dict[str, float]:
     numbers = last.numbers if last else {}
     shown = [k for k in numbers if k not in hidden and "test" not in k.lower().split("_")]
     return {k: numbers[k] for k in shown[:16]}
-
-
-def _render(name: str, prompts: Path | None, values: dict[str, Any]) -> str:
-    folders = [folder for folder in (prompts, PROMPTS) if folder is not None]
-    env = ImmutableSandboxedEnvironment(
-        loader=jinja2.FileSystemLoader(folders), undefined=jinja2.StrictUndefined, autoescape=False,
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    env.filters.update(clean=clean, fence=fence, one_line=one_line)
-    try:
-        return env.get_template(name).render(values)
-    except jinja2.TemplateSyntaxError as error:
-        raise ProgramError(f"prompts/{error.name or name}, line {error.lineno}: {error.message}") from None
-    except Exception as error:  # a template is the person's program: whatever it raises is theirs to mend
-        raise ProgramError(f"prompts/{name} can't be rendered: {error}") from None
 
 
 @lru_cache(maxsize=1)

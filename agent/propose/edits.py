@@ -10,22 +10,23 @@
     lines as they should be
     >>>>>>> REPLACE
 
-A whole file is a line `Whole file: train.py` and a fenced block below it. Text that itself holds marker lines
-takes longer markers (eight or more of each sign), as fences in Markdown do. Models vary, so what can be
-understood is: Markdown around paths and headings, fences around blocks, CRLF, a path left out. The block form is
-the one known from Aider and from git's conflict markers.
+A whole file is a line `Whole file: train.py` and a fenced block below it. A text that itself holds marker lines
+takes longer markers (eight or more of each sign), and one that holds fences a longer fence, as in Markdown. Models
+vary in what they put around this, and that is understood: headings and emphasis, fences around blocks, CRLF, a path
+left out. The block form is the one known from Aider and from git's conflict markers.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
 from agent.errors import EditError
+from agent.propose.characters import misleading
 from agent.records import Edit, Proposal
+from agent.source import syntax_error
 
 CATEGORIES = ("architecture", "optimizer", "schedule", "data", "regularization", "efficiency", "hyperparameter",
               "simplification", "other")  # fmt: skip
@@ -34,11 +35,13 @@ MOST_EDITS = 100
 LONGEST_HYPOTHESIS = 1_000  # characters
 NEAREST = 24  # most lines of the file quoted in an error
 
-OPEN = re.compile(r"\s*(<{5,})\s*SEARCH\b[\s:>]*(.*)", re.IGNORECASE)
-CLOSE = re.compile(r"\s*(>{5,})\s*REPLACE\s*", re.IGNORECASE)
-FENCE = re.compile(r"\s*(`{3,}|~{3,})(.*)")
-DECORATION = r"[\s#*_>`-]*"
-FIELD = re.compile(rf"{DECORATION}(hypothesis|category|whole[ _-]file){DECORATION}(?::[\s*_]*(.*))?", re.IGNORECASE)
+# Each is matched against a line without the blanks around it.
+OPEN = re.compile(r"(<{5,})\s*SEARCH\b[\s:>]*(.*)", re.IGNORECASE)
+CLOSE = re.compile(r"(>{5,})(?:\s*REPLACE)?", re.IGNORECASE)
+FENCE = re.compile(r"(`{3,}|~{3,})(.*)")
+AROUND = r"[\s#*_>`-]*"  # Markdown's headings, emphasis and quotes
+FIELD = re.compile(rf"{AROUND}(hypothesis|category|whole[ _-]file){AROUND}(?::[\s*_]*(.*))?", re.IGNORECASE)
+LONGEST_PATH = 300  # characters
 
 
 def parse_reply(text: str) -> Proposal:
@@ -48,9 +51,7 @@ def parse_reply(text: str) -> Proposal:
     """
     if len(text) > LONGEST_REPLY:
         raise EditError(f"the reply has {len(text):,} characters; at most {LONGEST_REPLY:,} are read")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise EditError("the reply holds characters that are not valid Unicode (lone surrogates)")
-    edits, prose = _scan(_answer(text.replace("\r\n", "\n").split("\n")))
+    edits, prose = _edits_and_prose(text.replace("\r\n", "\n").split("\n"))
     hypothesis, category = _fields(prose)
     if not hypothesis:
         raise EditError("the reply has no `Hypothesis:` line; start with `Hypothesis: what should improve, and why`")
@@ -62,16 +63,16 @@ def parse_reply(text: str) -> Proposal:
 def render(proposal: Proposal) -> str:
     """Print a proposal in the reply format; `parse_reply` gives it back, each text ending in a newline."""
     parts = [f"Hypothesis: {' '.join(proposal.hypothesis.split())}\nCategory: {proposal.category}\n"]
-    longest_fence = max((_longest_run("`", edit.search + edit.replace) for edit in proposal.edits), default=0)
-    for number, edit in enumerate(proposal.edits):
-        search, replace = _ended(edit.search), _ended(edit.replace)
-        if not search:
-            fence = "`" * (max(3, 1 + longest_fence) + number)  # no two alike, and like nothing inside
-            parts.append(f"Whole file: {edit.path}\n{fence}\n{replace}{fence}\n")
+    for edit in proposal.edits:
+        text = edit.search + edit.replace
+        if not edit.search:
+            fence = "`" * max(3, 1 + _longest_run("`", text))
+            parts.append(f"Whole file: {edit.path}\n{fence}\n{_ended(text)}{fence}\n")
             continue
-        size = max(7, 1 + max(_longest_run(sign, search + replace) for sign in "<=>"))
-        path = edit.path if not edit.path or _path(edit.path) == edit.path else f"path: `{edit.path}`"
-        parts.append(f"{path}\n{'<' * size} SEARCH\n{search}{'=' * size}\n{replace}{'>' * size} REPLACE\n")
+        size = max(7, 1 + max(_longest_run(sign, text) for sign in "<=>"))
+        opening, divider, closing = "<" * size + " SEARCH", "=" * size, ">" * size + " REPLACE"
+        blocks = f"{opening}\n{_ended(edit.search)}{divider}\n{_ended(edit.replace)}{closing}\n"
+        parts.append(f"`{edit.path}`\n{blocks}")
     return "\n".join(parts)
 
 
@@ -89,109 +90,86 @@ def apply_edits(proposal: Proposal, files: Mapping[str, str], editable: Sequence
     if not changed:
         raise EditError("the edits change nothing: the result is the file as it was; propose a real change")
     for path, text in changed.items():
+        if reason := misleading(path, files.get(path, ""), text):
+            raise EditError(reason)
         error = syntax_error(text, path) if path.endswith(".py") else ""
         if error and not syntax_error(files.get(path, ""), path):  # else it is written for another Python
             raise EditError(error)
     return changed
 
 
-def syntax_error(text: str, path: str) -> str:
-    """Where and why Python text does not compile, or ""."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compile(text, path, "exec", dont_inherit=True)
-    except SyntaxError as error:
-        line = "".join(text.split("\n")[(error.lineno or 1) - 1 : error.lineno or 1]).strip()[:200]
-        return f"{path} would not be valid Python: line {error.lineno}: {error.msg}\n    {line}".rstrip()
-    except (ValueError, RecursionError, MemoryError, OverflowError) as error:
-        return f"{path} would not be valid Python: {error or type(error).__name__}"
-    return ""
-
-
 # Reading a reply.
 
 
-def _answer(lines: list[str]) -> list[str]:
-    """What follows the thoughts that some servers leave at a reply's start: drafts in there are no edits."""
-    start = next((i for i, line in enumerate(lines) if line.strip()), 0)
-    end = next((i for i, line in enumerate(lines) if re.search(r"</think(ing)?>\s*$", line)), None)
-    return lines if end is None or FIELD.fullmatch(lines[start]) else lines[end + 1 :]
-
-
-def _scan(lines: list[str]) -> tuple[list[Edit], list[str]]:
+def _edits_and_prose(lines: list[str]) -> tuple[list[Edit], list[str]]:
     """Edits in order, and the lines that belong to none."""
     edits: list[Edit] = []
     prose: list[str] = []
-    i, floor = 0, 0
+    i, floor = 0, 0  # the lines of `prose` from `floor` on stand between the last edit and this line
     while i < len(lines):
-        if opening := OPEN.fullmatch(lines[i]):
-            path = _path(opening[2]) or _path_above(prose[floor:]) or (edits[-1].path if edits else "")
-            if len(edits) == MOST_EDITS:
-                raise EditError(f"the reply has more than {MOST_EDITS} edits; propose one change")
-            edit, i = _block(lines, i, path, len(edits) + 1)
-            edits.append(edit)
-            floor = len(prose)
-        elif (path := _whole_file(lines[i])) is not None:
-            text, i = _whole(lines, i + 1)
-            edits.append(Edit(path=path, search="", replace=text))
-            floor = len(prose)
-        else:
+        opening, whole = OPEN.fullmatch(lines[i].strip()), _whole_file(lines[i])
+        if opening is None and whole is None:
             prose.append(lines[i])
             i += 1
+            continue
+        if len(edits) == MOST_EDITS:
+            raise EditError(f"the reply has more than {MOST_EDITS} edits; propose one change")
+        if opening:
+            path = _path(opening[2]) or _path_above(prose[floor:]) or (edits[-1].path if edits else "")
+            edit, i = _block(lines, i + 1, len(opening[1]), path, len(edits) + 1)
+        else:
+            text, i = _fenced(lines, i + 1)
+            edit = Edit(path=whole or "", search="", replace=text)
+        edits.append(edit)
+        floor = len(prose)
     return edits, prose
 
 
-def _block(lines: list[str], start: int, path: str, number: int) -> tuple[Edit, int]:
-    """The SEARCH/REPLACE block that opens at `start`, and the index of the line after it."""
-    opening = OPEN.fullmatch(lines[start])
-    size = len(opening[1]) if opening else 7
-    stop = start + 1
-    while stop < len(lines) and not ((again := OPEN.fullmatch(lines[stop])) and len(again[1]) == size):
-        stop += 1
-    body = lines[start + 1 : stop]
-    ends = {i: len(match[1]) for i, line in enumerate(body) if (match := CLOSE.fullmatch(line))}
-    bare = [i for i, line in enumerate(body) if re.fullmatch(r"\s*>{5,}\s*", line)]
-    exact = [i for i, length in ends.items() if length == size]
-    if not (candidates := exact or list(ends) or bare):
-        raise EditError(f"block {number} (of {path or 'the file'}) has no line {'>' * 7} REPLACE at its end")
-    body = body[: candidates[0]]
-    # Of several dividers the first is taken here; with the file at hand, _splits tries the others.
-    dividers = [i for i, line in enumerate(body) if line.rstrip() == "=" * size]
-    dividers = dividers or [i for i, line in enumerate(body) if re.fullmatch(r"\s*={5,}\s*", line)]
+def _block(lines: list[str], start: int, size: int, path: str, number: int) -> tuple[Edit, int]:
+    """The block whose SEARCH part begins at `start`, and the index after it; `size`: signs of its opening marker.
+
+    Markers of that size count; only where there are none, others do, so that a model may miscount.
+    """
+    name = f"block {number} (of {path or 'the file'})"
+    next_block = _marker(OPEN, lines, start, size, exactly=True)
+    end = _marker(CLOSE, lines[:next_block], start, size)
+    if end is None:
+        raise EditError(f"{name} has no line {'>' * 7} REPLACE at its end")
+    dividers = [i for i in range(start, end) if lines[i].rstrip() == "=" * size]
+    dividers = dividers or [i for i in range(start, end) if re.fullmatch("={5,}", lines[i].strip())]
     if not dividers:
-        raise EditError(f"block {number} (of {path or 'the file'}) has no line ======= between SEARCH and REPLACE")
-    search, replace = _text(body[: dividers[0]]), _text(body[dividers[0] + 1 :])
+        raise EditError(f"{name} has no line ======= between SEARCH and REPLACE")
+    if len(dividers) > 1:
+        raise EditError(
+            f"{name} has more than one line {'=' * size}: where the text itself holds such a line, make all three "
+            "markers of the block longer (eight signs)"
+        )
+    search, replace = _text(lines[start : dividers[0]]), _text(lines[dividers[0] + 1 : end])
     if not search:
         raise EditError(
             f"block {number} has an empty SEARCH part: quote the lines to be replaced (to insert, quote "
             "a neighbouring line and repeat it), or give the whole file after `Whole file: <path>`"
         )
-    return Edit(path=path, search=search, replace=replace), start + 1 + candidates[0] + 1
+    return Edit(path=path, search=search, replace=replace), end + 1
 
 
-def _whole(lines: list[str], start: int) -> tuple[str, int]:
-    """The fenced text after a `Whole file:` line, and the index after it. Without a fence: all that follows.
+def _marker(kind: re.Pattern[str], lines: list[str], start: int, size: int, exactly: bool = False) -> int | None:
+    """The first line from `start` on that is a marker with `size` signs, else (unless `exactly`) with any number."""
+    found = [(i, len(match[1])) for i in range(start, len(lines)) if (match := kind.fullmatch(lines[i].strip()))]
+    return next((i for i, length in found if length == size), found[0][0] if found and not exactly else None)
 
-    A file may hold fences too. The end is the first closing fence that leaves Python that compiles, else the last.
-    """
+
+def _fenced(lines: list[str], start: int) -> tuple[str, int]:
+    """The block after a `Whole file:` line, which ends at the first line like its fence; and the index after it."""
     while start < len(lines) and not lines[start].strip():
         start += 1
-    fence = FENCE.fullmatch(lines[start]) if start < len(lines) else None
+    fence = FENCE.fullmatch(lines[start].strip()) if start < len(lines) else None
     if fence is None:
-        return _text(lines[start:]).rstrip("\n") + "\n", len(lines)
-    ends: list[int] = []
-    for i in range(start + 1, len(lines)):
-        if lines[i].strip() == fence[1]:
-            ends.append(i)
-        elif ends and _whole_file(lines[i]) is not None:
-            break
-    if not ends:
-        raise EditError(f"the whole file's fence {fence[1]} is never closed: the reply was cut off, or lacks that line")
-    for end in ends[:20] if len(ends) > 1 else []:
-        if not syntax_error(_text(lines[start + 1 : end]), "file"):
+        raise EditError("put the text of the whole file into a fenced block, right below the line `Whole file:`")
+    for end in range(start + 1, len(lines)):
+        if lines[end].strip() == fence[1]:
             return _text(lines[start + 1 : end]), end + 1
-    return _text(lines[start + 1 : ends[-1]]), ends[-1] + 1
+    raise EditError(f"the whole file's fence {fence[1]} is never closed: the reply was cut off, or lacks that line")
 
 
 def _whole_file(line: str) -> str | None:
@@ -209,12 +187,12 @@ def _fields(prose: list[str]) -> tuple[str, str]:
         if match := FIELD.fullmatch(line):
             key = match[1].lower()
             said[key] = [match[2] or ""]
-        elif key and (FENCE.fullmatch(line) or (not line.strip() and any(s.strip() for s in said[key]))):
+        elif key and (FENCE.fullmatch(line.strip()) or (not line.strip() and any(s.strip() for s in said[key]))):
             key = ""
         elif key and not _path(line):
             said[key].append(line)
     hypothesis = " ".join(" ".join(said.get("hypothesis", [])).split()).strip("*_ ")
-    words = re.findall(r"[a-z]+", " ".join(said.get("category", [])).lower().replace("isation", "ization"))
+    words = re.findall(r"[a-z]+", " ".join(said.get("category", [])).lower())
     known = [name for word in words for name in CATEGORIES if word.rstrip("s") == name.rstrip("s")]
     return hypothesis[:LONGEST_HYPOTHESIS], known[0] if known else "other"
 
@@ -224,28 +202,27 @@ def _path_above(prose: list[str]) -> str:
     for line in reversed(prose[-4:]):
         if path := _path(line):
             return path
-        if line.strip() and not FENCE.fullmatch(line):
+        if line.strip() and not FENCE.fullmatch(line.strip()):
             return ""
     return ""
 
 
 def _path(line: str) -> str:
     """The path that a line consists of, whatever Markdown is around it; "" where it is something else."""
-    line = re.sub(r"^\s*(`{3,}|~{3,})\s*\w*(?=[\s:])[\s:]*|^\s*(`{3,}|~{3,})", "", line)
-    named = re.sub(r"^\W*(?:file ?name|file ?path|file|path)\W*[:=]", "", line, flags=re.IGNORECASE)
-    bare = named.strip().strip("#*:> ").strip()
-    path = bare.strip("`'\"")
-    if len(path) > 300 or not path or "`" in path:
+    if len(line) > 2 * LONGEST_PATH:
         return ""
-    if path != bare or named != line:
-        return path
-    return path if re.fullmatch(r"[^\s()=,]*(?:\.\w+|/[^\s()=,]+)", path) and path[0] not in "<>|" else ""
+    line = re.sub(r"^\s*(?:`{3,}|~{3,})(?:\w*[\s:])?", "", line).strip("#*:> \t")
+    named = re.sub(r"^(?:file ?name|file ?path|file|path)[ *]*:", "", line, flags=re.IGNORECASE).strip("* \t")
+    path = named.strip("`'\"")
+    if path == line and not re.fullmatch(r"[^\s()=,<>|]*(?:\.\w+|/[^\s()=,]+)", path):
+        return ""
+    return path if len(path) <= LONGEST_PATH and "`" not in path else ""
 
 
 def _why_no_edit(prose: list[str]) -> str:
     if any(re.match(r"@@ -\d|--- a/|\+\+\+ b/", line) for line in prose):
         return "the reply holds a unified diff; write SEARCH/REPLACE blocks instead, quoting the file's lines exactly"
-    if any(FENCE.fullmatch(line) for line in prose):
+    if any(FENCE.fullmatch(line.strip()) for line in prose):
         return ("the reply holds code but no edit; put it into SEARCH/REPLACE blocks, each opened by a line "
                 "`<<<<<<< SEARCH`, or write `Whole file: <path>` above the block")  # fmt: skip
     return "the reply holds no edit; add a path and a block of `<<<<<<< SEARCH`, `=======`, `>>>>>>> REPLACE` lines"
@@ -271,38 +248,25 @@ def _editable(path: str, editable: Sequence[str]) -> str:
 def _apply(edit: Edit, path: str, text: str | None) -> str:
     """One edit on one file's text (None: no such file yet) -> its new text."""
     old = re.findall(r"[^\n]*\n|[^\n]+", text or "")
-    crlf = sum(line.endswith("\r\n") for line in old) * 2 > len(old)
+    newline = "\r\n" if sum(line.endswith("\r\n") for line in old) * 2 > len(old) else "\n"
     if not edit.search:
-        return _join(_lines(edit.replace), old, crlf)
+        return _joined([line + newline for line in _lines(edit.replace)], old)
     if text is None:
         raise EditError(f"{path} does not exist yet: give it whole, after a line `Whole file: {path}`")
-    have = [line.rstrip("\r\n") for line in old]
-    for find in (_exact, _tolerant):
-        for search, replace in _splits(edit):
-            matches = find(have, search, replace)
-            if len(matches) > 1:
-                where = ", ".join(str(at + 1) for at, _, _ in matches[:10])
-                raise EditError(f"{path}: the SEARCH text is found {len(matches)} times (at lines {where}); quote "
-                                "more lines around the one that is meant, so that it is found once")  # fmt: skip
-            if matches:
-                at, size, new = matches[0]
-                nl = "\r\n" if crlf else "\n"
-                return _join([*old[:at], *(line + nl for line in new), *old[at + size :]], old, crlf)
-    raise EditError(f"{path}: the SEARCH text is not in the file; quote its lines exactly" + _nearest(have, edit, path))
+    have, search, replace = [line.rstrip("\r\n") for line in old], _lines(edit.search), _lines(edit.replace)
+    matches = _exact(have, search, replace) or _reindented(have, search, replace)
+    if not matches:
+        reason = f"{path}: the SEARCH text is not in the file; quote its lines exactly"
+        raise EditError(reason + _nearest(have, search, path))
+    if len(matches) > 1:
+        where = ", ".join(str(at + 1) for at, _, _ in matches[:10])
+        raise EditError(f"{path}: the SEARCH text is found {len(matches)} times (at lines {where}); quote "
+                        "more lines around the one that is meant, so that it is found once")  # fmt: skip
+    at, size, new = matches[0]
+    return _joined([*old[:at], *(line + newline for line in new), *old[at + size :]], old)
 
 
 Match = tuple[int, int, list[str]]  # index of the first line, number of lines, what takes their place
-
-
-def _splits(edit: Edit) -> list[tuple[list[str], list[str]]]:
-    """(search, replace) as lines; where `replace` holds a line like the divider, every other way to divide, too.
-
-    The longest search that is in the file is the right one: it quotes a divider that the file itself holds.
-    """
-    search, replace = _lines(edit.search), _lines(edit.replace)
-    at = [i for i, line in enumerate(replace) if line.rstrip() == "=" * 7][:20]
-    others = [([*search, "=" * 7, *replace[:i]], replace[i + 1 :]) for i in reversed(at)]
-    return [*others, (search, replace)]
 
 
 def _exact(have: list[str], search: list[str], replace: list[str]) -> list[Match]:
@@ -310,20 +274,16 @@ def _exact(have: list[str], search: list[str], replace: list[str]) -> list[Match
     return [(i, size, replace) for i in range(len(have) - size + 1) if have[i : i + size] == search]
 
 
-def _tolerant(have: list[str], search: list[str], replace: list[str]) -> list[Match]:
-    """Equal but for blanks at line ends and one shift of the indentation, which the replacement gets as well."""
-    if not any(line.strip() for line in search):
+def _reindented(have: list[str], search: list[str], replace: list[str]) -> list[Match]:
+    """Equal but for blank lines around, blanks at line ends, and one shift of the indentation, which the replacement
+    gets as well."""
+    search, replace = _without_blank_ends(search), _without_blank_ends(replace)
+    if not search:
         return []
-    if not (search[0].strip() and search[-1].strip()):  # blank lines around the text, which the file may lack
-        search, replace = _unpadded(search), _unpadded(replace)
-    found: list[Match] = []
     bare, wanted = [line.strip() for line in have], [line.strip() for line in search]
-    for i in range(len(have) - len(search) + 1):
-        if bare[i : i + len(search)] == wanted:
-            new = _shifted(have[i : i + len(search)], search, replace)
-            if new is not None:
-                found.append((i, len(search), new))
-    return found
+    places = [i for i in range(len(have) - len(search) + 1) if bare[i : i + len(search)] == wanted]
+    shifted = [(i, _shifted(have[i : i + len(search)], search, replace)) for i in places]
+    return [(i, len(search), new) for i, new in shifted if new is not None]
 
 
 def _shifted(have: list[str], search: list[str], replace: list[str]) -> list[str] | None:
@@ -333,21 +293,19 @@ def _shifted(have: list[str], search: list[str], replace: list[str]) -> list[str
         add, drop = add.removesuffix(drop), ""
     elif drop.endswith(add):
         add, drop = "", drop.removesuffix(add)
-
-    def shift(line: str) -> str | None:
-        if not line.strip():
-            return line
-        return add + line[len(drop) :] if line.startswith(drop) else None
-
-    if any(shift(s) is None or (shift(s) or "").rstrip() != h.rstrip() for s, h in zip(search, have, strict=True)):
+    filled = [line for line in [*search, *replace] if line.strip()]
+    if not all(line.startswith(drop) for line in filled):
         return None
-    new = [shift(line) for line in replace]
-    return None if None in new else [line for line in new if line is not None]
+
+    def shift(line: str) -> str:
+        return add + line[len(drop) :] if line.strip() else line
+
+    same = all(shift(s).rstrip() == h.rstrip() for s, h in zip(search, have, strict=True))
+    return [shift(line) for line in replace] if same else None
 
 
-def _nearest(have: list[str], edit: Edit, path: str) -> str:
+def _nearest(have: list[str], search: list[str], path: str) -> str:
     """The lines of the file that look most like the search text, numbered, for the reason."""
-    search = _lines(edit.search)
     votes: dict[int, float] = {}
     for i, line in [(i, line) for i, line in enumerate(search) if line.strip()][:12]:
         matcher = difflib.SequenceMatcher(b=line.strip()[:200], autojunk=False)
@@ -362,9 +320,9 @@ def _nearest(have: list[str], edit: Edit, path: str) -> str:
     return "\nThe nearest lines of the file:\n" + "\n".join(f"{i + 1:5} | {have[i][:300]}" for i in shown)
 
 
-def _unpadded(lines: list[str]) -> list[str]:
-    full = [i for i, line in enumerate(lines) if line.strip()]
-    return lines[full[0] : full[-1] + 1] if full else []
+def _without_blank_ends(lines: list[str]) -> list[str]:
+    filled = [i for i, line in enumerate(lines) if line.strip()]
+    return lines[filled[0] : filled[-1] + 1] if filled else []
 
 
 def _indent(line: str) -> str:
@@ -383,10 +341,9 @@ def _ended(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
-def _join(lines: list[str], old: list[str], crlf: bool) -> str:
+def _joined(lines: list[str], old: list[str]) -> str:
     """Lines -> text, with the last newline present or absent as it was in `old`."""
-    nl = "\r\n" if crlf else "\n"
-    text = "".join(line if line.endswith("\n") else line + nl for line in lines)
+    text = "".join(lines)
     if old and not old[-1].endswith("\n"):
         text = text.removesuffix("\n").removesuffix("\r")
     return text

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
-import json
 import logging
+import math
 import random
+import re
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import httpx2
@@ -29,7 +31,11 @@ from tenacity import (
 )
 
 from agent.errors import Failure, ProposerError
-from agent.propose.context import estimate_tokens, one_line
+from agent.numeric import number
+from agent.propose.context import estimate_tokens
+from agent.propose.reply import reply_text
+from agent.propose.stream import DONE, ErrorEvent, Heard, events, mapping
+from agent.propose.templates import one_line
 from agent.protocols import Request
 from agent.records import Reply
 
@@ -48,6 +54,15 @@ STATUS_OF = {  # errors inside a stream have a name where others have an HTTP st
     "invalid_request_error": 400,
 }
 TEMPORARY = frozenset({0, 408, 409, 425, 429})  # 0: no status, as of a connection that broke
+# Servers say in their own words that a request does not fit the context; another wording is a refusal like any other.
+TOO_LONG = re.compile(
+    r"(?i)context[ _-]?(length|window|size)|n_ctx|(prompt|input|request|message)s?[^.]{0,40} too (long|large)"
+    r"|too many (input )?tokens|reduce the (length|number)"
+)
+CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"})
+REFUSED = frozenset({"refusal", "content_filter", "safety"})
+UNUSABLE = frozenset({"tool_calls", "tool_use", "function_call", "pause_turn", "abort", "cancelled", "error"})
+AFTER_STOP = 10.0  # seconds for the figures that may follow a complete reply
 
 
 @dataclass(frozen=True)
@@ -72,30 +87,16 @@ class Policy:
 class UnusableReply(ProposerError):
     """A reply that must not be applied (cut off, refused, broken); `reply` says what it cost."""
 
-    def __init__(self, message: str, reply: Reply, final: bool = False):
-        super().__init__(message, final)
-        self.reply = reply
-
 
 class Again(ProposerError):
-    """A failure that may pass; `retry_after` is the server's own wish, in seconds."""
-
-    def __init__(self, message: str, retry_after: float | None = None):
-        super().__init__(message)
-        self.retry_after = retry_after
+    """A failure that may pass."""
 
 
-@dataclass
-class Heard:
-    """What one call has said so far."""
+class Answer(Protocol):
+    """The part of an SDK's raw response that is used: its body, as the SDKs' own readers raise for odd ones."""
 
-    text: str = ""
-    stop: str | None = None
-    """The API's own word for why it ended; None: the stream is not complete."""
-    refusal: str | None = None
-    usage: Usage = field(default_factory=Usage)
-    started: bool = False
-    """The model began to answer, so the call may be billed."""
+    def iter_bytes(self) -> Iterator[bytes]: ...
+    def close(self) -> None: ...
 
 
 class ApiProposer:
@@ -107,7 +108,7 @@ class ApiProposer:
     converses = True
     provider: str | None = None
     """As genai-prices names it; None: told by the URL."""
-    errors: tuple[type[Exception], ...]
+    errors: type[Exception]
     """What the SDK raises when a call fails."""
 
     def __init__(self, model: str, base_url: str, policy: Policy):
@@ -118,16 +119,12 @@ class ApiProposer:
         self.base_url = base_url
         self.policy = policy
 
-    def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
-        """Send the request, return the stream of its events."""
+    def open(self, request: Request, timeout: float) -> AbstractContextManager[Answer]:
+        """Send the request; the answer's body is not read yet."""
         raise NotImplementedError
 
-    def hear(self, event: Any, heard: Heard) -> None:
-        """Take in one event."""
-        raise NotImplementedError
-
-    def problem(self, heard: Heard) -> str | None:
-        """Why a complete reply must not be applied; None when it may be."""
+    def hear(self, event: dict[str, Any], heard: Heard) -> None:
+        """Take in one JSON object of the answer, whatever it holds."""
         raise NotImplementedError
 
     def propose(self, request: Request) -> Reply:
@@ -147,12 +144,18 @@ class ApiProposer:
             message = f"{self.name} {self.model}: {error}"
             if isinstance(error, Again):
                 message += f"; gave up after {time.monotonic() - started:.0f} s"
-            if lost:
-                raise UnusableReply(message, self._reply("", lost, started), error.final) from None
-            raise ProposerError(message, error.final) from None
-        reply = self._reply(heard.text, [*lost, heard.usage], started)
-        if problem := self.problem(heard) or (None if heard.text.strip() else "the reply is empty"):
-            raise UnusableReply(f"{self.name} {self.model}: {problem}", reply)
+            kind, paid = (UnusableReply, self._reply("", lost, started)) if lost else (ProposerError, None)
+            raise kind(
+                message,
+                error.final,
+                status=error.status,
+                retry_after=error.retry_after,
+                too_long=error.too_long,
+                reply=paid,
+            ) from None
+        reply = self._reply(reply_text(heard.text), [*lost, heard.usage], started)
+        if problem := problem_with(heard, reply):
+            raise UnusableReply(f"{self.name} {self.model}: {problem}", reply=reply)
         return reply
 
     def most_usd(self, request: Request) -> float | None:
@@ -167,48 +170,62 @@ class ApiProposer:
         return price(self.model, usage, provider=self.provider, url=self.base_url)
 
     def _call(self, request: Request, end: float, lost: list[Usage]) -> Heard:
-        """One HTTP call, start to end. Raises Again or a final ProposerError."""
-        heard = Heard()
+        """One HTTP call, start to end. Raises ProposerError, as Again where the failure may pass.
+
+        A reply that is complete is taken, whatever breaks after it.
+        """
+        heard, failure = Heard(), None
         left = max(0.001, end - time.monotonic())
         try:
-            with self.open(request, min(self.policy.silence, left)) as stream:
-                self._listen(stream, heard, left)
-        except Exception as error:
-            # Hanging up at the deadline makes the stream raise whatever its layers think of.
-            known = (*self.errors, httpx2.HTTPError, json.JSONDecodeError)
-            if time.monotonic() < end and not isinstance(error, known):
-                raise
+            with self.open(request, min(self.policy.silence, left)) as answer:
+                self._listen(answer, heard, left)
+        except Exception as error:  # the SDKs and their transports raise many kinds, and none may end the night
             # A model that thinks in silence for too long is working, and may be billed.
             heard.started |= isinstance(error.__cause__ or error, httpx2.ReadTimeout)
-            failure = self._failure(error)
-        else:
-            failure = None if heard.stop else Again("the connection broke before the reply was complete")
-        if failure is None:
+            failure = self._failure(error, hung_up=time.monotonic() >= end)
+        if heard.stop:
             return self._filled(request, heard)
+        failure = failure or Again("the connection broke before the reply was complete")
         if heard.started:
             lost.append(self._filled(request, heard).usage)
             if len(lost) >= self.policy.paid_calls:
-                raise ProposerError(f"{failure} ({len(lost)} times, half way through)", failure.final)
+                message = f"{failure} ({len(lost)} times, half way through)"
+                raise ProposerError(message, failure.final, status=failure.status, too_long=failure.too_long)
         raise failure
 
-    def _listen(self, stream: Any, heard: Heard, seconds: float) -> None:
+    def _listen(self, answer: Answer, heard: Heard, seconds: float) -> None:
+        """Read until the server marks the end; after a complete reply it may take AFTER_STOP seconds to do so."""
         # A server that only sends keep-alives never lets the loop below come round: hang up from outside.
-        watchdog = threading.Timer(seconds, stream.close)
-        watchdog.daemon = True
-        watchdog.start()
+        watchdog = hang_up_after(seconds, answer)
         try:
-            for event in stream:
+            for event in events(answer.iter_bytes()):
+                was_complete = heard.stop is not None
+                if event is DONE:
+                    heard.stop = heard.stop or ("stop" if heard.text else None)
+                    return
                 heard.started = True
                 self.hear(event, heard)
+                if heard.stop and not was_complete:
+                    watchdog.cancel()
+                    watchdog = hang_up_after(min(seconds, AFTER_STOP), answer)
         finally:
             watchdog.cancel()
 
-    def _failure(self, error: Exception) -> ProposerError:
-        """An SDK's error -> what to do about it: Again, or a final error for the person."""
+    def _failure(self, error: Exception, hung_up: bool) -> ProposerError:
+        """Any error of a call -> what it means: Again, or an error for the policy or the person."""
+        if isinstance(error, ProposerError):
+            return Again(str(error))
+        known = isinstance(error, (self.errors, httpx2.HTTPError, ErrorEvent))
         status, said = status_and_message(error)
+        if not known and not hung_up:  # hanging up at the deadline makes the transport raise whatever it likes
+            log.error("%s %s: an error of a kind that is not expected", self.name, self.model, exc_info=error)
+            return ProposerError(f"unexpected {type(error).__name__}: {said}")
+        if status == 413 or (status in (0, 400, 422, 500) and TOO_LONG.search(said)):
+            return ProposerError(f"the request is too long for the model: {said}", status=status, too_long=True)
         if status in TEMPORARY or status >= 500:
             headers = getattr(getattr(error, "response", None), "headers", {})
-            return Again(f"{f'HTTP {status}: ' if status else ''}{said}", retry_after(headers))
+            said = f"{f'HTTP {status}: ' if status else ''}{said}"
+            return Again(said, status=status, retry_after=retry_after(headers))
         advice = {
             401: f"the key was refused: put a valid one into {self.key_name}",
             402: f"the account has no credit: {said}: add credit, or go on with --proposer search",
@@ -216,7 +233,7 @@ class ApiProposer:
             404: f"{said}: check --model, and --base-url ({self.base_url})",
         }
         refused = f"the request was refused with HTTP {status}: {said}: choose another --model"
-        return ProposerError(advice.get(status, refused), final=True)
+        return ProposerError(advice.get(status, refused), final=True, status=status)
 
     def _wait(self, state: RetryCallState) -> float:
         policy, error = self.policy, state.outcome and state.outcome.exception()
@@ -257,9 +274,24 @@ class ApiProposer:
         )
 
 
-def messages(request: Request) -> list[dict[str, str]]:
-    """The talk in the form that both APIs take; they refuse empty messages, as after a reply that broke."""
-    return [{"role": turn.role, "content": turn.text if turn.text.strip() else "(no reply)"} for turn in request.turns]
+def hang_up_after(seconds: float, answer: Answer) -> threading.Timer:
+    watchdog = threading.Timer(seconds, answer.close)
+    watchdog.daemon = True
+    watchdog.start()
+    return watchdog
+
+
+def problem_with(heard: Heard, reply: Reply) -> str | None:
+    """Why a complete reply must not be applied; None when it may be. A reason that nobody knows is none."""
+    stop = (heard.stop or "").lower()
+    if heard.refusal or stop in REFUSED:
+        why = one_line(heard.refusal or stop, 200)
+        return f"the model refused to answer ({why}): choose another --model if it does so again"
+    if stop in CUT:
+        return f"the reply was cut off at {reply.output_tokens} tokens ({stop})"
+    if stop in UNUSABLE:
+        return f"the reply ended for a reason that makes it unusable: {stop}"
+    return None if reply.text.strip() else "the reply is empty"
 
 
 def price(model: str, usage: Usage, *, provider: str | None = None, url: str = "") -> float | None:
@@ -288,16 +320,16 @@ def is_loopback(url: str) -> bool:
 
 def status_and_message(error: Exception) -> tuple[int, str]:
     """An SDK's or the transport's error -> (HTTP status, 0 where there is none; one line of what it says)."""
-    body: Any = getattr(error, "body", None)
-    inner = body.get("error", body) if isinstance(body, dict) else None
-    if not isinstance(inner, dict):
-        inner = {}
-    named = [STATUS_OF[kind] for kind in (inner.get("code"), inner.get("type")) if kind in STATUS_OF]
+    body = mapping(getattr(error, "body", None))
+    inner = mapping(body.get("error", body))
+    words = [word for word in (inner.get("code"), inner.get("type")) if isinstance(word, str)]
+    named = [STATUS_OF[word] for word in words if word in STATUS_OF]
+    code = number(inner.get("code"))
+    if not named and code is not None and 400 <= code < 600:
+        named = [int(code)]
     status = int(getattr(error, "status_code", 0))
     if 402 in named or status < 400:  # "no credit" comes as 429, and errors in a stream after a 200
         status = 402 if 402 in named else (named or [0])[0]
-    if isinstance(error, json.JSONDecodeError):
-        return status, "the stream is not in the API's format"
     said = inner.get("message") or (status or error.__cause__ is None) and str(error) or error.__cause__
     return status, one_line(said or type(error).__name__)
 
@@ -305,9 +337,10 @@ def status_and_message(error: Exception) -> tuple[int, str]:
 def retry_after(headers: Any) -> float | None:
     """Seconds, from `retry-after-ms` or `retry-after` (seconds or a date, RFC 9110 section 10.2.3)."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return float(headers.get(name, "")) * unit
-        except ValueError:
-            continue
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return email.utils.mktime_tz(date) - time.time() if date else None
+        seconds = number(headers.get(name, ""))
+        if seconds is not None and 0 <= seconds < math.inf:
+            return seconds * unit
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):  # no date, or one that no clock shows
+        return None

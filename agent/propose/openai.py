@@ -6,7 +6,6 @@ Chat Completions, because that is the one format that all of them know.
 from __future__ import annotations
 
 import os
-import re
 from contextlib import AbstractContextManager
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -16,14 +15,15 @@ from genai_prices import Usage
 from openai.types.chat import ChatCompletionMessageParam
 
 from agent.errors import Failure
-from agent.propose.llm import ApiProposer, Heard, Policy, messages
+from agent.propose.llm import Answer, ApiProposer, Policy
+from agent.propose.reply import messages
+from agent.propose.stream import Heard, mapping, mappings, text_of, tokens_of, usage_of, word_of
 from agent.protocols import Request
 
 # Of the models in the SDK's list, the newest for coding whose price genai-prices knows: gpt-6.2-sol is listed
 # too, but --usd can't bound a price that is not known.
 MODEL = "gpt-6.1-sol"
 REASONING_LIMIT_HOSTS = (".openai.com", ".azure.com")  # their models refuse the older name, max_tokens
-THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)  # open models put their thinking into the text
 
 
 class OpenAIProposer(ApiProposer):
@@ -31,7 +31,7 @@ class OpenAIProposer(ApiProposer):
 
     name = "openai"
     key_name = "OPENAI_API_KEY"
-    errors = (openai.APIError,)
+    errors = openai.APIError
 
     def __init__(self, model: str | None = None, base_url: str | None = None, policy: Policy | None = None):
         """Raises Failure when there is neither a key nor a server that may do without."""
@@ -47,9 +47,9 @@ class OpenAIProposer(ApiProposer):
     def _is_openai(self) -> bool:
         return (urlsplit(self.base_url).hostname or "").endswith(REASONING_LIMIT_HOSTS)
 
-    def open(self, request: Request, timeout: float) -> AbstractContextManager[Any]:
+    def open(self, request: Request, timeout: float) -> AbstractContextManager[Answer]:
         talk = [{"role": "system", "content": request.system}, *messages(request)]
-        return self.client.chat.completions.create(
+        return self.client.chat.completions.with_streaming_response.create(
             model=self.model,
             messages=cast("list[ChatCompletionMessageParam]", talk),
             stream=True,
@@ -65,29 +65,19 @@ class OpenAIProposer(ApiProposer):
         one_token = self.usd(Usage(input_tokens=1, output_tokens=1))
         return {"max_tokens": self.policy.max_output} if one_token else {}
 
-    def hear(self, event: Any, heard: Heard) -> None:
-        if event.usage is not None:
-            details = event.usage.prompt_tokens_details
-            heard.usage = Usage(
-                input_tokens=event.usage.prompt_tokens,
-                output_tokens=event.usage.completion_tokens,
-                cache_read_tokens=(details and details.cached_tokens) or 0,
-                cache_write_tokens=(details and details.cache_write_tokens) or 0,
+    def hear(self, event: dict[str, Any], heard: Heard) -> None:
+        if usage := mapping(event.get("usage")):
+            details = mapping(usage.get("prompt_tokens_details"))
+            heard.usage = usage_of(
+                tokens_of(usage.get("prompt_tokens")) or 0,
+                tokens_of(usage.get("completion_tokens")) or 0,
+                tokens_of(details.get("cached_tokens")) or 0,
+                tokens_of(details.get("cache_write_tokens")) or 0,
             )
-        for choice in event.choices:
-            heard.text += choice.delta.content or ""
-            if choice.delta.refusal:
-                heard.refusal = (heard.refusal or "") + choice.delta.refusal
-            if choice.finish_reason:
-                heard.stop = choice.finish_reason
-                heard.text = THOUGHTS.sub("", heard.text)
-
-    def problem(self, heard: Heard) -> str | None:
-        if heard.refusal or heard.stop == "content_filter":
-            why = f" ({' '.join(heard.refusal.split())[:200]})" if heard.refusal else " (content_filter)"
-            return f"the model refused to answer{why}: choose another --model if it does so again"
-        if heard.stop == "length":
-            return f"the reply was cut off at {heard.usage.output_tokens} tokens (length)"
-        if heard.stop != "stop":
-            return f"the reply ended for a reason that makes it unusable: {heard.stop}"
-        return None
+        for choice in mappings(event.get("choices"))[:1]:
+            delta, message = mapping(choice.get("delta")), mapping(choice.get("message"))
+            heard.text += text_of(delta.get("content")) or text_of(choice.get("text"))
+            whole = text_of(message.get("content"))  # of a server that does not stream, or says all again at the end
+            heard.text = whole if whole.startswith(heard.text) else heard.text + whole
+            heard.refusal += text_of(delta.get("refusal")) or text_of(message.get("refusal"))
+            heard.stop = word_of(choice.get("finish_reason")) or heard.stop

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.errors import Failure, ProposerError
+from agent.propose.reply import reply_text
 from agent.protocols import Request
 from agent.records import Reply
 
@@ -37,10 +38,11 @@ class ReplayProposer:
     def propose(self, request: Request) -> Reply:
         """The next one: counted from the history, so that a restarted night goes on where it was."""
         here = sum(turn.role == "assistant" for turn in request.turns)
-        index = sum(call.reply is not None for e in request.history for call in e.calls) + here
+        had = sum(call.reply is not None for e in request.history for call in e.calls) + here
+        index = had if request.replies is None else request.replies
         if index >= len(self.replies):
             raise ProposerError(f"replay is exhausted after {len(self.replies)} replies", final=True)
-        return Reply(text=self.replies[index], proposer=self.name)
+        return Reply(text=reply_text(self.replies[index]), proposer=self.name)
 
 
 def split(text: str) -> list[str]:

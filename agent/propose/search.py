@@ -26,6 +26,7 @@ from agent.program import Device
 from agent.propose.edits import parse_reply, render
 from agent.protocols import Request
 from agent.records import Edit, Proposal, Reply
+from agent.source import read_python
 
 Value = bool | int | float | str
 
@@ -248,9 +249,8 @@ def constants(path: str, text: str, cuda: bool = False) -> list[Constant]:
     Of several assignments the last one counts, under `if CUDA:` on a GPU and beside it elsewhere; a name that is
     assigned under any other condition is left alone, because here that line may have no effect.
     """
-    try:
-        tree = ast.parse(text.replace("\r\n", "\n")) if path.endswith(".py") else ast.Module([], [])
-    except (SyntaxError, ValueError, RecursionError):
+    tree = read_python(text.replace("\r\n", "\n")).tree if path.endswith(".py") else None
+    if tree is None:
         return []
     statements = list(live(tree.body, cuda))
     stores = Counter(

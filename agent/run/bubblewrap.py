@@ -35,7 +35,8 @@ APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 class Bubblewrap:
     """The default. Raises Failure, with what to do about it, where no bwrap works.
 
-    `private`: folders to keep out of every room wherever they lie, beside home and the current one.
+    `private`: folders to keep out of every room wherever they lie, beside home and the current one; `bwrap`: one that
+    has been found to work.
     """
 
     name = "bubblewrap"
@@ -43,10 +44,10 @@ class Bubblewrap:
     known: frozenset[str] = frozenset()
     guarded = True
 
-    def __init__(self, limits: Limits | None = None, private: Iterable[Path] = ()):
+    def __init__(self, limits: Limits | None = None, private: Iterable[Path] = (), bwrap: Path | None = None):
         self.limits = limits or Limits.of_machine()
         self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
-        self.bwrap = find_bwrap()
+        self.bwrap = bwrap or find_bwrap()
 
     def compiled(self, room: Room) -> Path:
         return COMPILED

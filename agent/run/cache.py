@@ -8,16 +8,15 @@ paths, so they serve only at the place where they were made.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-
-from agent.records import Trial
 
 MOST_BYTES = 4 << 30  # of one experiment's entries
 DEEPEST = 32  # folders; no compiler nests deeper
@@ -29,32 +28,27 @@ class CompileCache:
     def __init__(self, home: Path):
         self._home = home
 
-    def lend(self, trial: Trial, place: Path, to: Path) -> None:
-        """Fill the empty folder `to` with what the trial may start from."""
-        for experiment in (trial.experiment, trial.builds_on):
-            if experiment is not None and (kept := self._folder(experiment, place)).is_dir():
+    def lend(self, experiment: int, builds_on: int | None, place: Path, to: Path) -> None:
+        """Fill the empty folder `to` with what a trial of this experiment may start from."""
+        for maker in (experiment, builds_on):
+            if maker is not None and (kept := self._folder(maker, place)).is_dir():
                 shutil.copytree(kept, to, dirs_exist_ok=True)
                 return
 
-    def take(self, trial: Trial, place: Path, made: Path) -> None:
+    def take(self, experiment: int, place: Path, made: Path) -> None:
         """Save a working trial's entries for its experiment's next trials, unless they have them already."""
-        folder = self._folder(trial.experiment, place)
+        folder = self._folder(experiment, place)
         if folder.is_dir():
             return
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
+        part = folder.with_name(f"{folder.name}.{os.getpid()}")  # two trials of an experiment may end at once
         copy_plain(made, part)
         part.mkdir(parents=True, exist_ok=True)
-        part.rename(folder)
+        with contextlib.suppress(OSError):  # the other one was first
+            part.rename(folder)
+        shutil.rmtree(part, ignore_errors=True)
 
     def forget(self, experiment: int) -> None:
         shutil.rmtree(self._home / str(experiment), ignore_errors=True)
-
-    def forget_all_but(self, experiments: Iterable[int]) -> None:
-        names = set(map(str, experiments))
-        for folder in self._home.iterdir() if self._home.is_dir() else ():
-            if folder.name not in names:
-                shutil.rmtree(folder, ignore_errors=True)
 
     def _folder(self, experiment: int, place: Path) -> Path:
         return self._home / str(experiment) / hashlib.sha256(str(place).encode()).hexdigest()[:16]
@@ -85,13 +79,14 @@ class ModuleCache:
 
     def take(self, made: Path) -> None:
         """Adopt what was compiled of the interpreter's own folders; nothing of the commit's own modules."""
-        part = self._home.with_name(self._home.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
+        part = self._home.with_name(f"{self._home.name}.{os.getpid()}")
         part.mkdir(parents=True)
         for folder in map(Path, dict.fromkeys(python_folders())):
             inside = folder.relative_to(folder.anchor)
             copy_plain(made / inside, part / inside)
-        part.rename(self._home)
+        with contextlib.suppress(OSError):  # another of the first trials was faster
+            part.rename(self._home)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def packages() -> Iterator[Path]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pynvml
 
 from agent.errors import Failure, MachineFault
-from agent.program import Device
+
+if TYPE_CHECKING:
+    from agent.program import Device
 
 NO_DRIVER = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
@@ -75,6 +77,15 @@ def visible_gpus() -> list[Gpu]:
     except pynvml.NVMLError as error:
         said = f"CUDA_VISIBLE_DEVICES={named} names none" if named else f"the GPU can't be found ({error})"
         raise Failure(f"{said}: look at nvidia-smi, or use --device cpu") from None
+
+
+def gpu_of(uuid: str) -> Gpu:
+    """Raises MachineFault where it has gone."""
+    try:
+        pynvml.nvmlInit()
+        return _gpu(uuid)
+    except pynvml.NVMLError as error:
+        raise MachineFault(f"the GPU {uuid} has gone: {error}") from None
 
 
 def _gpu(name: str) -> Gpu:

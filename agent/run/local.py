@@ -1,40 +1,36 @@
-"""Runs trials on this machine: each free slot takes a trial, and tells a fault of the machine from one of the code."""
+"""Runs trials on this machine: a worker process for each, in the slot that it is given."""
 
 from __future__ import annotations
 
-import queue
-import re
+import contextlib
+import json
+import os
 import shlex
-import shutil
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, Any
 
-from agent.errors import Failure, MachineFault
+from pydantic import ValidationError
+
+from agent import events as ev
+from agent import live
+from agent.errors import Failure
 from agent.program import Device, Program
-from agent.records import Measurement, Trial
-from agent.run import trial as trials
-from agent.run.cache import CompileCache, ModuleCache
-from agent.run.gpu import Gpu, visible_gpus
-from agent.run.log import Log
-from agent.run.probe import device_fault
-from agent.run.process import Cancel
-from agent.run.sandbox import Sandbox
-from agent.run.trial import Job, make_room, remove
+from agent.protocols import Emit, Job
+from agent.records import Measurement
+from agent.run.cache import CompileCache
+from agent.run.gpu import visible_gpus
+from agent.run.process import START
+from agent.run.sandbox import Sandbox, describe
+from agent.run.task import Card, Metric, Task
+from agent.run.trial import remove
 
-Result = TypeVar("Result")
-RESERVE_BYTES = 256 << 20  # of disk: with less a trial is not begun
-STRANGERS_SHARE = 0.1  # of a GPU's memory, taken by other programs since the start: a trial is not begun
-STRANGERS_SECONDS = 20.0  # how long a process that has ended may take to give its memory back
-# What drivers print when a GPU fails, and code under test as well may print: a trial with it is run a second time.
-# A courtesy to the code, no proof of a fault: that is what the probe after every crash is for.
-DRIVER_FAILED = re.compile(
-    r"(?i)no CUDA-capable device|no CUDA GPUs are available|ECC error|busy or unavailable|system not yet initialized|"
-    r"driver shutting down|CUDA error: unknown error|hardware stack error|GPU is lost|fallen off the bus"
-)
+PACKAGE = Path(__file__).parents[2]
+LONGEST_LINE = 16 << 20  # bytes of a worker's answer
+TAIL = 4000  # characters of what a broken worker said
 
 
 class LocalExecutor:
@@ -42,7 +38,7 @@ class LocalExecutor:
 
     `home`: the folder of one night, .research/<tag>; `root`: the repository, to which relative data folders
     belong; `export(commit, folder)` writes that commit's files into an empty folder; `slack`: seconds, see the rules
-    of time in trial.py.
+    of time in trial.py. Raises Failure where there are fewer GPUs than slots.
     """
 
     def __init__(
@@ -59,16 +55,12 @@ class LocalExecutor:
         self.home, self.root, self.export, self.sandbox = home.resolve(), root.resolve(), export, sandbox
         self.device: Device = device
         self.slots, self.slack = slots, slack
-        self._gpus = visible_gpus() if device == "cuda" else []
-        if device == "cuda" and len(self._gpus) < slots:
-            raise Failure(f"{slots} slots need {slots} GPUs, but {len(self._gpus)} can be seen: use fewer slots")
-        self._used_at_start = [gpu.used_bytes() for gpu in self._gpus]
-        self._compiled, self._modules = CompileCache(self.home / "compiled"), ModuleCache(self.home / "modules")
-        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(slots):
-            self._free.put(slot)
-        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="slot")
-        self._cancels: set[Cancel] = set()
+        gpus = visible_gpus() if device == "cuda" else []
+        if device == "cuda" and len(gpus) < slots:
+            raise Failure(f"{slots} slots need {slots} GPUs, but {len(gpus)} can be seen: use fewer slots")
+        self._cards = [Card(gpu.index, gpu.uuid, gpu.name, gpu.used_bytes()) for gpu in gpus]
+        self._compiled = CompileCache(self.home / "compiled")
+        self._workers: dict[tuple[int, int], Worker] = {}
         self._lock = threading.Lock()
         self._speaks: set[str] = set()  # commands that have been seen to print progress
 
@@ -82,110 +74,164 @@ class LocalExecutor:
                 raise Failure(f"program.md: {command!r} is no command line ({error})") from None
             if empty:
                 raise Failure("program.md: a command is empty; write for example run: python train.py")
-        for path in (self.root / Path(name).expanduser() for name in (*program.data, *program.holdout)):
+        for path in map(self._path, (*program.data, *program.holdout)):
             if not path.exists():
                 how = f"`{program.prepare}` did not make it" if program.prepare else "make it, or mend program.md"
                 raise Failure(f"the data {path} does not exist: {how}")
 
-    def submit(self, trial: Trial, program: Program) -> Future[Measurement]:
-        """Start the trial when a slot is free. The future never raises for what the code under test does; it raises
-        MachineFault, one line, where the machine failed and the trial says nothing about the code."""
-        return self._start(trial, program, "", self._measure)
-
-    def test(self, trial: Trial, program: Program) -> Future[dict[str, float]]:
-        """Score the held-out split on the output that the trial left: each number that `program.test` prints.
-        The future raises Failure, one line, where there is none to be had."""
-        return self._start(trial, program, "-test", trials.test)
-
-    def stop(self, now: bool = False) -> None:
+    def submit(self, job: Job, emit: Emit) -> None:
         with self._lock:
-            for cancel in self._cancels:
-                cancel.ask(now)
+            self._workers[job.experiment, job.number] = Worker()
+        threading.Thread(target=self._work, args=(job, emit), name=f"slot {job.slot}", daemon=True).start()
 
-    def forget(self, experiment: int, kept: bool = False) -> None:
-        """Delete the outputs of an experiment, and, unless it was kept, what it compiled."""
-        for output in self.home.glob(f"outputs/{experiment}-*"):
-            remove(output)
-        if not kept:
-            self._compiled.forget(experiment)
-
-    def _start(self, trial: Trial, program: Program, name: str, work: Callable[[Job], Result]) -> Future[Result]:
-        cancel = Cancel()
+    def cancel(self, experiment: int, number: int, why: str) -> None:
         with self._lock:
-            self._cancels.add(cancel)
+            if worker := self._workers.get((experiment, number)):
+                worker.ask(b"c")
 
-        def in_slot() -> Result:
-            slot = self._free.get()
-            try:
-                with Log(self.home / "logs" / f"{trial.experiment}-{trial.number}{name}.log") as log:
-                    return work(self._job(trial, program, slot, cancel, log))
-            finally:
-                self._free.put(slot)
-                with self._lock:
-                    self._cancels.discard(cancel)
-                    cancel.close()
+    def forget(self, experiment: int, number: int) -> None:
+        remove(self.home / "outputs" / f"{experiment}-{number}")
 
-        return self._pool.submit(in_slot)
+    def discard(self, experiment: int) -> None:
+        self._compiled.forget(experiment)
 
-    def _job(self, trial: Trial, program: Program, slot: int, cancel: Cancel, log: Log) -> Job:
-        return Job(
-            trial=trial,
-            program=program,
-            device=self.device,
-            slots=self.slots,
-            slack=self.slack,
-            root=self.root,
-            folder=self.home / "slots" / str(slot),
-            output=self.home / "outputs" / f"{trial.experiment}-{trial.number}",
-            export=self.export,
-            sandbox=self.sandbox,
-            compiled=self._compiled,
-            modules=self._modules,
-            cancel=cancel,
-            log=log,
-            gpu=self._gpus[slot] if self._gpus else None,
-            speaks=self._speaks,
+    def close(self, now: bool = False) -> None:
+        with self._lock:
+            for worker in self._workers.values():
+                worker.ask(b"n" if now else b"c")
+
+    def _work(self, job: Job, emit: Emit) -> None:
+        """One job, from its files to its last event. This thread stays as long as the worker does, which the kernel
+        ends with it."""
+        try:
+            event = self._event(job, *self._run(job))
+        except Exception as error:  # whatever this raises is an event: it must not end the night
+            event = self._broken(job, f"{type(error).__name__}: {error}")
+        live.clear(self.home, job.slot)
+        with self._lock:
+            del self._workers[job.experiment, job.number]
+        emit(event)
+
+    def _run(self, job: Job) -> tuple[int, bytes, str]:
+        """Exit code, last line and stderr of the job's worker."""
+        task = self._task(job)
+        source = task.folder / "source"
+        remove(source)
+        source.mkdir(parents=True)
+        self.export(job.commit, source)
+        description = task.folder / "task.json"
+        description.write_text(task.to_json())
+        path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
+        command = [sys.executable, "-P", "-m", "agent.run.worker", str(description)]  # -P: nothing of the repository
+        process = subprocess.Popen(
+            [sys.executable, "-ISc", START, str(os.getpid()), *command],
+            cwd=self.root,
+            env=os.environ | {"PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        with self._lock:
+            self._workers[job.experiment, job.number].started(process)
+        said: list[str] = []
+        errors = threading.Thread(target=_keep_tail, args=(process.stderr, said), daemon=True)
+        errors.start()
+        assert process.stdout
+        lines = process.stdout.read(LONGEST_LINE).splitlines()
+        code = process.wait()
+        errors.join(5)
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            with contextlib.suppress(OSError):
+                pipe.close()  # type: ignore[union-attr]
+        return code, lines[-1] if lines else b"", "".join(said)
+
+    def _event(self, job: Job, code: int, last: bytes, errors: str) -> ev.Event:
+        """What a worker's end means."""
+        key: dict[str, Any] = {"experiment": job.experiment, "attempt": job.attempt}
+        try:
+            said = json.loads(last)
+            if job.what == "test":
+                if "tested" in said:
+                    return ev.Tested(**key, figures=said["tested"])
+                return ev.Tested(**key, reason=said["untested"])
+            if "cancelled" in said:
+                return ev.TrialCancelled(**key, number=job.number, reason=said["cancelled"])
+            if "fault" in said:
+                return ev.MachineFault(**key, number=job.number, reason=said["fault"], slot_lost=said["slot_lost"])
+            measurement = Measurement(**said["measured"])
+        except (ValueError, TypeError, KeyError, ValidationError):
+            return self._broken(job, f"its worker ended with exit code {code}", errors)
+        if measurement.curve:
+            self._speaks.add(job.program.run)
+        return ev.Measured(**key, number=job.number, measurement=measurement)
+
+    def _broken(self, job: Job, reason: str, told: str = "") -> ev.Event:
+        if job.what == "test":
+            return ev.Tested(experiment=job.experiment, attempt=job.attempt, reason=reason)
+        return ev.TrialFailed(
+            experiment=job.experiment, number=job.number, attempt=job.attempt, reason=reason, traceback=told
         )
 
-    def _measure(self, job: Job) -> Measurement:
-        """After a crash the machine is looked at before the code is blamed: the probe kernel, then the trial again
-        where its log looks like a driver's failure. A trial that fails so twice is a crash."""
-        self._ready(job)
-        measurement = trials.measure(job)
-        if measurement.outcome in ("crash", "timeout") and not job.cancel.asked:
-            self._examine(job)
-            if DRIVER_FAILED.search(measurement.log_tail):
-                job.found.clear()
-                measurement = trials.measure(job)
-        return measurement
+    def _task(self, job: Job) -> Task:
+        program, budget = job.program, job.program.budget_on(self.device)
+        return Task(
+            what=job.what,
+            experiment=job.experiment,
+            number=job.number,
+            seed=job.seed,
+            builds_on=job.builds_on,
+            run=program.run,
+            evaluate=program.evaluate,
+            test=program.test,
+            metric=Metric(program.metric.name, program.metric.pattern),
+            protect=list(program.protect),
+            data=[str(self._path(name)) for name in program.data],
+            holdout=[str(self._path(name)) for name in program.holdout],
+            environment=list(program.environment),
+            budget=str(budget),
+            budget_seconds=budget.seconds,
+            budget_tokens=budget.tokens,
+            startup=program.timeouts.startup,
+            evaluation=program.timeouts.evaluation,
+            slack=self.slack,
+            speaks=program.run in self._speaks,
+            device=self.device,
+            slots=self.slots,
+            slot=job.slot,
+            card=self._cards[job.slot] if self._cards else None,
+            home=str(self.home),
+            root=str(self.root),
+            sandbox=describe(self.sandbox),
+        )
 
-    def _ready(self, job: Job) -> None:
-        """Raises MachineFault where a trial should not begin."""
-        free = shutil.disk_usage(self.home).free
-        if free < RESERVE_BYTES:
-            raise MachineFault(f"the disk of {self.home} is full ({free >> 20} MiB free): make room")
-        if job.gpu:
-            allowed = self._used_at_start[self._gpus.index(job.gpu)] + STRANGERS_SHARE * job.gpu.total_bytes()
-            until = time.monotonic() + STRANGERS_SECONDS
-            while (used := job.gpu.used_bytes()) > allowed:
-                if time.monotonic() > until:
-                    raise MachineFault(strangers(job.gpu, used))
-                job.cancel.wait(0.5)
-
-    def _examine(self, job: Job) -> None:
-        """Raises MachineFault where the machine can't run anything at all just now."""
-        self._ready(job)
-        if not (job.folder / "tree").is_dir() or not job.output.is_dir():
-            for folder in (job.folder / "tree", job.output):
-                folder.mkdir(parents=True, exist_ok=True)
-        if fault := device_fault(self.sandbox, make_room(job, "training"), self.device):
-            raise MachineFault(fault)
-        remove(job.output)
+    def _path(self, name: str) -> Path:
+        """A folder of the contract, absolute: ~ is home, a relative one is in the repository."""
+        return self.root / Path(name).expanduser()
 
 
-def strangers(gpu: Gpu, used: int) -> str:
-    """What to say when other programs hold a GPU's memory."""
-    return (
-        f"another program has taken memory of GPU {gpu.index} ({gpu.name}) since the start: {used / 1e9:.1f} GB are in "
-        "use before the trial begins; nvidia-smi shows whose they are"
-    )
+class Worker:
+    """A worker process, from before its start; asked to end by bytes (see worker.py)."""
+
+    def __init__(self):
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asked = b""
+
+    def started(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self.ask(self._asked)
+
+    def ask(self, byte: bytes) -> None:
+        self._asked = byte
+        if self._process and self._process.stdin:
+            with contextlib.suppress(OSError, ValueError):  # it has ended by itself
+                self._process.stdin.write(byte)
+                self._process.stdin.flush()
+
+
+def _keep_tail(pipe: IO[bytes] | None, said: list[str]) -> None:
+    """The end of what is written to a pipe, as one text in `said`."""
+    tail = b""
+    while pipe and (block := os.read(pipe.fileno(), 1 << 16)):
+        tail = (tail + block)[-TAIL:]
+    said.append(tail.decode(errors="replace"))

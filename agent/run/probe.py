@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from agent.program import Device
 from agent.run.sandbox import Room, Sandbox
 
 KERNEL = Path(__file__).with_name("kernel_probe.py")
@@ -124,12 +123,12 @@ def probe(
     return done
 
 
-def device_fault(sandbox: Sandbox, room: Room, device: Device) -> str | None:
+def device_fault(sandbox: Sandbox, room: Room, device: str) -> str | None:
     """Run a small kernel on the device in this room; why that does not work, in one line, or None."""
     return _kernel_results([_kernel(sandbox, room, device)], device)
 
 
-def rooms_fault(sandbox: Sandbox, home: Path, device: Device, slot: int | None, env: Mapping[str, str]) -> str | None:
+def rooms_fault(sandbox: Sandbox, home: Path, device: str, slot: int | None, env: Mapping[str, str]) -> str | None:
     """The same in every kind of room at once, as training, an evaluation and its models may run side by side."""
     with tempfile.TemporaryDirectory(prefix="probe-", dir=home) as name:
         for part in ("work", "output", "training", "evaluation", "model"):
@@ -141,7 +140,7 @@ def rooms_fault(sandbox: Sandbox, home: Path, device: Device, slot: int | None, 
         return _kernel_results([_kernel(sandbox, room, device) for room in rooms], device)
 
 
-def _kernel(sandbox: Sandbox, room: Room, device: Device) -> subprocess.Popen[str]:
+def _kernel(sandbox: Sandbox, room: Room, device: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-I", "-S", "-c", KERNEL.read_text(), device]
     return subprocess.Popen(
         sandbox.wrap(command, room),
@@ -154,7 +153,7 @@ def _kernel(sandbox: Sandbox, room: Room, device: Device) -> subprocess.Popen[st
     )
 
 
-def _kernel_results(running: Sequence[subprocess.Popen[str]], device: Device) -> str | None:
+def _kernel_results(running: Sequence[subprocess.Popen[str]], device: str) -> str | None:
     faults = []
     for process in running:
         try:

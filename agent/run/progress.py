@@ -12,19 +12,24 @@ import signal
 import time
 from collections import deque
 
-from agent.program import Metric
+from agent.numeric import number
+from agent.run.task import Metric
 
-NUMBER = r"[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-STEP = re.compile(r"(?i)(?<![a-z])(?:step|iter(?:ation)?|epoch|batch|update)s?['\"]?\s*[:=#]?\s*\[?\s*(\d+)")
-LOSS = re.compile(rf"(?i)([a-z]+[ _/.-])?(?<![a-z])loss['\"]?\s*[:=(]?\s*({NUMBER}|[-+]?(?:nan|inf(?:inity)?)\b)")
+# Lines are matched with each run of blanks as one blank, and no pattern can divide a text in two ways: so none takes
+# longer than the line is long, whatever a program prints. What NUMBER admits and is none, `number` tells.
+NUMBER = r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+STEP = re.compile(r"(?i)(?<![a-z])(?:step|iter(?:ation)?|epoch|batch|update)s?['\"]? ?[:=#]? ?\[? ?([0-9]+)")
+NOT_FINITE = r"[-+]?(?:nan|inf(?:inity)?)"
+LOSS = re.compile(rf"(?i)(?:([a-z]{{1,12}})[ _/.-])?(?<![a-z])loss['\"]? ?[:=(]? ?({NUMBER}|{NOT_FINITE}\b)")
 OTHER_LOSS = ("val", "eval", "test", "valid", "validation", "dev", "best", "aux")
 # A share of the budget stands by itself (`| 48.0% |`, `(12.0%)`) or is named so; `mfu: 40%` is none.
-SHARE = re.compile(rf"(?i)(?:^|[|(\[,;]|\b(?:done|progress|share|budget|complete)\s*[:=]?)\s*({NUMBER})\s*%")
-VALUE = re.compile(rf"\s*([A-Za-z_][\w./-]{{0,63}})\s*[:=]\s*({NUMBER})\s*")
+SHARE = re.compile(rf"(?i)(?:^|[|(\[,;]|\b(?:done|progress|share|budget|complete) ?[:=]?) ?({NUMBER}) ?%")
+VALUE = re.compile(rf"([A-Za-z_][\w./-]{{0,63}}) ?[:=] ?({NUMBER})")
 MEMORY = re.compile(r"(?i)out of memory|MemoryError|bad_alloc|can(?:no|')t allocate memory|STATUS_ALLOC_FAILED")
 RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?")
 POINTS = 512  # of the curve; when there are more, every other one is dropped
 NUMBERS = 200  # distinct names that are kept
+PATTERN_SECONDS = 5.0  # for the person's own metric pattern on one output
 TEXT = 200_000  # characters at the end of the output in which the metric is looked for
 
 
@@ -49,16 +54,18 @@ class Progress:
         self._size += len(line) + 1
         while self._size > TEXT:
             self._size -= len(self._lines.popleft()) + 1
-        if value := VALUE.fullmatch(line):
-            self._number(value[1], float(value[2]))
+        line = " ".join(line.split())
+        if named := VALUE.fullmatch(line):
+            self._number(named[1], number(named[2]))
         elif (step := STEP.search(line)) and (loss := _loss(line)) is not None:
-            self._progress(step[1], loss, SHARE.search(line))
+            share = SHARE.search(line)
+            self._progress(step[1][:20], loss, number(share[1]) if share else None)
 
-    def _number(self, name: str, value: float) -> None:
-        if math.isfinite(value) and (name in self.numbers or len(self.numbers) < NUMBERS):
+    def _number(self, name: str, value: float | None) -> None:
+        if value is not None and math.isfinite(value) and (name in self.numbers or len(self.numbers) < NUMBERS):
             self.numbers[name] = value
 
-    def _progress(self, step: str, loss: float, share: re.Match[str] | None) -> None:
+    def _progress(self, step: str, loss: float, percent: float | None) -> None:
         self.last = time.monotonic()
         self.began = self.began or self.last
         if not math.isfinite(loss):
@@ -66,7 +73,7 @@ class Progress:
             return
         if self._count % self._every == 0:
             clock = (self.last - self.began) / self._budget
-            self._points.append((float(share[1]) / 100 if share else None, clock, loss))
+            self._points.append((None if percent is None else percent / 100, clock, loss))
         self._count += 1
         if len(self._points) > POINTS:
             self._points, self._every = self._points[::2], self._every * 2
@@ -89,26 +96,42 @@ class Progress:
 
 def _loss(line: str) -> float | None:
     """The training loss that the line tells; None: none."""
-    for match in LOSS.finditer(line):
-        if (match[1] or "").lower().rstrip(" _/.-") not in OTHER_LOSS:
-            return float(match[2])
-    return None
+    others = (m for m in LOSS.finditer(line) if (m[1] or "").lower() not in OTHER_LOSS)
+    return next((loss for m in others if (loss := number(m[2])) is not None), None)
 
 
 def find_metric(metric: Metric, text: str) -> float:
     """The last value of the metric in `text`, finite. Raises ValueError: one line that says what is wrong."""
-    found = metric.regex.findall(text)
-    if not found:
+    found = _by_pattern(metric.pattern, text) if metric.pattern else _by_name(metric.name, text)
+    if found is None:
         looked = f"/{metric.pattern}/" if metric.pattern else f"a line `{metric.name}: <number>`"
         raise ValueError(f"no {metric.name} in the output: looked for {looked}")
-    last = found[-1] if isinstance(found[-1], str) else found[-1][0]
-    try:
-        value = float(last.replace(",", "").replace("_", ""))
-    except ValueError:
-        raise ValueError(f"{metric.name} is no number: {last[:80]!r}") from None
+    value = number(found)
+    if value is None:
+        raise ValueError(f"{metric.name} is no number: {found[:80]!r}")
     if not math.isfinite(value):
         raise ValueError(f"{metric.name} is {value}")
     return value
+
+
+def _by_name(name: str, text: str) -> str | None:
+    """What the last line `name: <number>` gives. Its name may hold what VALUE's may not, like blanks or `@`."""
+    name = " ".join(name.split())
+    line = re.compile(rf"{re.escape(name)} ?[:=] ?({NUMBER}|{NOT_FINITE})", re.IGNORECASE)
+    lines = (" ".join(line.split()) for line in reversed(text.split("\n")))
+    return next((found[1] for candidate in lines if (found := line.fullmatch(candidate))), None)
+
+
+def _by_pattern(pattern: str, text: str) -> str | None:
+    """The first group of the last match of the person's own pattern, which may need longer than anybody waits."""
+    import regex  # here, because few need it and every worker would pay for it
+
+    try:
+        found = regex.findall(pattern, text, regex.MULTILINE, timeout=PATTERN_SECONDS)
+    except TimeoutError:
+        raise ValueError(f"the pattern /{pattern}/ takes too long on the output: write a simpler one") from None
+    last = found[-1] if found else None
+    return last[0] if isinstance(last, tuple) else last
 
 
 def explain_exit(code: int, tail: str) -> str:

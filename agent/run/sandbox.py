@@ -8,6 +8,7 @@ Landlock is the second, weaker wall. How the parts fit together: docs/SECURITY.m
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from agent.errors import Failure
 
@@ -185,6 +186,36 @@ def choose_sandbox(name: str, slots: int = 1, private: Iterable[Path] = ()) -> S
     if name == "none":
         return Unsandboxed()
     raise Failure(f"--sandbox {name} is not known: use one of {', '.join(SANDBOXES)}")
+
+
+def describe(sandbox: Sandbox) -> dict[str, Any]:
+    """The sandbox as plain data, for a worker process."""
+    values = {key: getattr(sandbox, key, None) for key in ("limits", "private", "bwrap", "image")}
+    return {
+        "name": sandbox.name,
+        "limits": dataclasses.asdict(values["limits"]) if values["limits"] else None,
+        "private": [str(path) for path in values["private"] or ()],
+        "bwrap": str(values["bwrap"]) if values["bwrap"] else None,
+        "image": values["image"],
+    }
+
+
+def described(told: Mapping[str, Any]) -> Sandbox:
+    """The sandbox that `describe` told of. Raises Failure where it can't be had any more."""
+    limits = Limits(**told["limits"]) if told["limits"] else None
+    private = [Path(path) for path in told["private"]]
+    match told["name"]:
+        case "bubblewrap":
+            from agent.run.bubblewrap import Bubblewrap
+
+            return Bubblewrap(limits, private, Path(told["bwrap"]))
+        case "landlock":
+            from agent.run.landlock import Landlock
+
+            return Landlock(limits, private)
+        case "docker" | "podman":
+            return Container(told["name"], told["image"], limits)
+    return Unsandboxed()
 
 
 def guarded(

@@ -25,23 +25,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from agent.errors import Failure
-from agent.program import Device, Program
-from agent.records import Measurement, Trial
 from agent.run.cache import CompileCache, ModuleCache, compiled_modules
-from agent.run.gpu import Gpu
+from agent.run.device_use import DeviceUse
 from agent.run.log import Log
 from agent.run.model_rooms import CLIENT, ModelRooms
 from agent.run.process import Cancel, Ended, Limit, run_process
 from agent.run.progress import Progress, explain_exit, find_metric
 from agent.run.sandbox import Room, Sandbox
+from agent.run.task import Task
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PERSON = ("HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "XDG_CACHE_HOME")
 MACHINE = ("VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER")
 REFUSED = 3  # exit code of an evaluation that refuses: its last line says `violation: <reason>`
 STOPPED = "stopped by the person who runs it"
-CONTEXT_BYTES = 64 << 20  # the least that a process takes of a GPU's memory by starting to use it
 GIB = 1 << 30
 
 
@@ -55,106 +52,101 @@ class Bad(Exception):
 
 @dataclasses.dataclass
 class Job:
-    """One trial at work in its slot. `folder` holds its `tree` (trained in) and `pristine` (evaluated in)."""
+    """One task at work. The slot's folder holds the commit's files three times: its `source`, the `tree` that is
+    trained in, and the `pristine` copy that is evaluated in."""
 
-    trial: Trial
-    program: Program
-    device: Device
-    slots: int
-    slack: float
-    """Seconds, see the rules of time above."""
-    root: Path
-    """The repository, to which relative data folders belong."""
-    folder: Path
-    output: Path
-    export: Callable[[str, Path], None]
-    """Writes a commit's files into an empty folder."""
+    task: Task
     sandbox: Sandbox
-    compiled: CompileCache
-    modules: ModuleCache
     cancel: Cancel
     log: Log
-    gpu: Gpu | None
-    speaks: set[str]
-    """Commands that have been seen to print progress; shared by all trials of an executor."""
+    report: Callable[[str, Progress], None] = lambda phase, progress: None
+    """Is told how far the task is: "startup", "training" or "evaluation", and what was printed."""
     found: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the measurement, as they become known."""
 
     @property
+    def compiled(self) -> CompileCache:
+        return CompileCache(Path(self.task.home, "compiled"))
+
+    @property
+    def modules(self) -> ModuleCache:
+        return ModuleCache(Path(self.task.home, "modules"))
+
+    @property
     def fills_modules(self) -> bool:
         """Whether this trial compiles Python's modules for all later ones: the first of the unchanged program."""
-        return self.trial.experiment == 0 and self.modules.needed and not self.modules.filled
+        return self.task.experiment == 0 and self.modules.needed and not self.modules.filled
 
 
-def measure(job: Job) -> Measurement:
-    """Train and evaluate. Raises MachineFault where the GPU does not answer."""
+def measure(job: Job) -> dict[str, Any]:
+    """Train and evaluate: the fields of a records.Measurement. Raises MachineFault where the GPU does not answer."""
+    task = job.task
     try:
         if job.cancel.asked:
             raise Bad("interrupted", STOPPED)
         train(job)
-        if job.program.evaluate or job.program.protect:
-            fill(job, "pristine", (*job.program.data, *job.program.holdout))
+        if task.evaluate or task.protect:
+            fill(job, "pristine", (*task.data, *task.holdout))
             check_protected(job)
         text = job.found.pop("text")
-        if job.program.evaluate:
+        if task.evaluate:
             started = time.monotonic()
-            numbers, text = score(job, job.program.evaluate)
+            numbers, text = score(job, task.evaluate)
             job.found["evaluation_seconds"] = time.monotonic() - started
             job.found["numbers"].update(numbers)
         try:
-            metric = find_metric(job.program.metric, text)
+            metric = find_metric(task.metric, text)
         except ValueError as error:
             raise Bad("crash", str(error)) from None
         job.found.update(outcome="ok", metric=metric)
     except Bad as bad:
         job.found.update(outcome=bad.outcome, reason=bad.reason)
         job.found.pop("text", None)
-        remove(job.output)
-    job.found.setdefault("numbers", {}).pop(job.program.metric.name, None)
-    return Measurement(**job.found, log_tail=job.log.tail)
+        remove(task.output)
+    job.found.setdefault("numbers", {}).pop(task.metric.name, None)
+    return {**job.found, "log_tail": job.log.tail}
 
 
 def test(job: Job) -> dict[str, float]:
-    """Score the held-out split on the output that the trial left. Raises Failure, one line."""
-    if not job.program.test:
-        raise Failure("program.md names no `test` command")
-    if not job.output.is_dir():
-        raise Failure(f"experiment {job.trial.experiment} has left no output to test")
-    fill(job, "pristine", (*job.program.data, *job.program.holdout))
-    try:
-        return score(job, job.program.test)[0]
-    except Bad as bad:
-        raise Failure(f"test of experiment {job.trial.experiment}: {bad.reason}") from None
+    """Score the held-out split on the output that the trial left: each number that the `test` command prints.
+    Raises Bad."""
+    task = job.task
+    if not task.test:
+        raise Bad("crash", "program.md names no `test` command")
+    if not task.output.is_dir():
+        raise Bad("crash", f"experiment {task.experiment} has left no output to test")
+    fill(job, "pristine", (*task.data, *task.holdout))
+    return score(job, task.test)[0]
 
 
 def train(job: Job) -> None:
     """Fills job.found but for the metric; `text` is what was printed. Raises Bad."""
-    program, budget = job.program, job.program.budget_on(job.device)
-    fill(job, "tree", program.data)
-    for folder in (job.output, job.folder / "compiled"):
+    task, slack = job.task, job.task.slack
+    fill(job, "tree", task.data)
+    for folder in (task.output, task.folder / "compiled"):
         remove(folder)
         folder.mkdir(parents=True)
-    job.output.chmod(0o777)  # where rooms are other users'; it lies below a folder that only its owner can enter
+    task.output.chmod(0o777)  # where rooms are other users'; it lies below a folder that only its owner can enter
     room = make_room(job, "training")
-    job.compiled.lend(job.trial, job.sandbox.compiled(room), job.folder / "compiled")
-    progress, startup = Progress(budget.seconds), program.timeouts.startup
-    most = budget.seconds * 1.1 + 1.5 * job.slack + (0 if program.evaluate else program.timeouts.evaluation)
-    if program.run in job.speaks:
-        limit = Limit(startup, f"no progress line within {startup:g} s of the start")
+    job.compiled.lend(task.experiment, task.builds_on, job.sandbox.compiled(room), task.folder / "compiled")
+    progress, most = Progress(task.budget_seconds), task.budget_seconds * 1.1 + 1.5 * slack
+    most += 0 if task.evaluate else task.evaluation
+    if task.speaks:
+        limit = Limit(task.startup, f"no progress line within {task.startup:g} s of the start")
     else:
-        limit = Limit(startup + most, f"no progress and no end within {startup + most:g} s of the start")
+        limit = Limit(task.startup + most, f"no progress and no end within {task.startup + most:g} s of the start")
 
     def on_line(line: str) -> None:
         waiting = not progress.began
         progress.feed(line)
         if waiting and progress.began:
-            job.speaks.add(program.run)
-            limit.within(most, f"training with a budget of {budget} did not end within {most:g} s")
+            limit.within(most, f"training with a budget of {task.budget} did not end within {most:g} s")
         if progress.diverged:
             limit.within(0, progress.diverged)
+        job.report("training" if progress.began else "startup", progress)
 
-    started, use = time.monotonic(), DeviceUse(job.gpu)
-    ended = run(job, program.run, room, limit, on_line, use)
+    started, use = time.monotonic(), DeviceUse(task.card)
+    ended = run(job, task.run, room, limit, on_line, use)
     begin = (progress.began or started) - started
     trained = max(0.0, ended.seconds - begin)  # begin counts from a moment before the process
     peak = max(use.most_bytes(ended), progress.numbers.get("peak_vram_mb", 0) * (1 << 20))
@@ -169,16 +161,17 @@ def train(job: Job) -> None:
     if progress.diverged and ended.stopped != "interrupted":
         raise Bad("crash", progress.diverged)
     check_end(ended, job.log.tail)
-    use.check()
-    if program.run in job.speaks and not progress.began:
+    if not use.seen:
+        raise Bad("crash", use.not_seen)
+    if task.speaks and not progress.began:
         raise Bad("violation", "it prints no progress lines (step N, loss X), so its time can't be told")
-    spent = trained if program.evaluate else progress.last - progress.began
-    if progress.began and budget.tokens is None and spent > budget.seconds * 1.05 + job.slack:
-        raise Bad("violation", f"it trained for {spent:.1f} s; its budget is {budget}")
+    spent = trained if task.evaluate else progress.last - progress.began
+    if progress.began and task.budget_tokens is None and spent > task.budget_seconds * 1.05 + slack:
+        raise Bad("violation", f"it trained for {spent:.1f} s; its budget is {task.budget}")
     if job.fills_modules:
-        job.modules.take(job.output / "modules")
-    remove(job.output / "modules")
-    job.compiled.take(job.trial, job.sandbox.compiled(room), job.folder / "compiled")
+        job.modules.take(task.output / "modules")
+    remove(task.output / "modules")
+    job.compiled.take(task.experiment, job.sandbox.compiled(room), task.folder / "compiled")
 
 
 def score(job: Job, command: str) -> tuple[dict[str, float], str]:
@@ -186,15 +179,20 @@ def score(job: Job, command: str) -> tuple[dict[str, float], str]:
     room = make_room(job, "evaluation")
     rooms = None
     if job.sandbox.guarded:
-        remove(job.folder / "rooms")
-        rooms = ModelRooms(job.sandbox, make_room(job, "model"), job.folder / "rooms")
+        remove(job.task.folder / "rooms")
+        rooms = ModelRooms(job.sandbox, make_room(job, "model"), job.task.folder / "rooms")
         env = {**room.env, "RESEARCH_MODEL_SANDBOX": json.dumps(rooms.prefix())}
-        room = dataclasses.replace(room, env=env, rooms=job.folder / "rooms", data=(*room.data, CLIENT))
-    seconds = job.program.timeouts.evaluation
+        room = dataclasses.replace(room, env=env, rooms=job.task.folder / "rooms", data=(*room.data, CLIENT))
+    seconds = job.task.evaluation
     limit = Limit(seconds, f"the evaluation took longer than {seconds:g} s")
     said = Progress(seconds)
+
+    def on_line(line: str) -> None:
+        said.feed(line)
+        job.report("evaluation", said)
+
     try:
-        ended = run(job, command, room, limit, said.feed, apart=True)
+        ended = run(job, command, room, limit, on_line, apart=True)
     finally:
         if rooms:
             rooms.close()
@@ -204,38 +202,6 @@ def score(job: Job, command: str) -> tuple[dict[str, float], str]:
         raise Bad("violation", reason.strip() if reason and not found else "the evaluation refused it")
     check_end(ended, job.log.tail, "evaluation: ")
     return said.numbers, said.text
-
-
-class DeviceUse:
-    """What one command takes of its GPU, by the driver's word."""
-
-    def __init__(self, gpu: Gpu | None):
-        self.gpu, self.seen = gpu, False
-        self._before = self._most = gpu.used_bytes() if gpu else 0
-        self._strangers = gpu.processes() if gpu else set()
-
-    def look(self, pids: set[int]) -> None:
-        """Raises MachineFault where the driver does not answer."""
-        if self.gpu:
-            self._most = max(self._most, self.gpu.used_bytes())
-            new = self.gpu.processes() - self._strangers
-            # in some containers the driver names no process, or names it as the host does: then only memory tells
-            nameless = not any(os.path.exists(f"/proc/{pid}") for pid in new)
-            grown = self._most - self._before >= CONTEXT_BYTES
-            self.seen = self.seen or bool(new & pids) or (nameless and grown)
-
-    def most_bytes(self, ended: Ended) -> int:
-        """The most memory that the command held, on the GPU or else in the machine."""
-        return self._most - self._before if self.gpu else ended.peak_bytes
-
-    def check(self) -> None:
-        """Raises Bad where the command trained elsewhere than the contract says."""
-        if self.gpu and not self.seen:
-            raise Bad(
-                "crash",
-                f"it trained without the GPU: nothing of it was ever seen on GPU {self.gpu.index} ({self.gpu.name}). "
-                "If training is meant to be on the CPU, write device: cpu in program.md",
-            )
 
 
 def run(
@@ -258,77 +224,68 @@ def run(
         on_line=on_line,
         apart=apart,
         sample=(use or DeviceUse(None)).look,
-        record=job.folder / "process.json",
+        record=job.task.folder / "process.json",
         guarded=job.sandbox.guarded,
     )
 
 
 def make_room(job: Job, kind: Literal["training", "evaluation", "model"]) -> Room:
     """What a command of this kind may see. The model's room has the commit and the checkpoint, and no data at all."""
-    program, scratch = job.program, job.folder / "scratch" / kind
+    task = job.task
+    scratch = task.folder / "scratch" / kind
     remove(scratch)
     scratch.mkdir(parents=True)
-    data = {"training": program.data, "evaluation": (*program.data, *program.holdout), "model": ()}[kind]
+    data = {"training": task.data, "evaluation": [*task.data, *task.holdout], "model": []}[kind]
     room = Room(
         kind=kind,
-        workdir=job.folder / ("tree" if kind == "training" else "pristine"),
-        output=job.output,
+        workdir=task.folder / ("tree" if kind == "training" else "pristine"),
+        output=task.output,
         scratch=scratch,
-        data=tuple(path_of(job, name) for name in data),
-        hidden=() if kind == "evaluation" else tuple(path_of(job, name) for name in program.holdout),
-        compiled=job.folder / "compiled" if kind == "training" else None,
-        slot=job.gpu.index if job.gpu else None,
+        data=(*map(Path, data), *([job.modules.folder] if job.modules.filled else [])),
+        hidden=() if kind == "evaluation" else tuple(map(Path, task.holdout)),
+        compiled=task.folder / "compiled" if kind == "training" else None,
+        slot=task.card.index if task.card else None,
     )
-    return dataclasses.replace(room, env=environment(job, room), data=(*room.data, *modules_of(job)))
-
-
-def modules_of(job: Job) -> list[Path]:
-    return [job.modules.folder] if job.modules.filled else []
-
-
-def path_of(job: Job, name: str) -> Path:
-    """A folder of the contract, absolute: ~ is home, a relative one is in the repository."""
-    return job.root / Path(name).expanduser()
+    return dataclasses.replace(room, env=environment(job, room))
 
 
 def environment(job: Job, room: Room) -> dict[str, str]:
     """The whole environment of a trial: only what is named here or in the contract."""
-    named = (*PERSON, *MACHINE, *THREADS, *job.program.environment)
+    task = job.task
+    named = (*PERSON, *MACHINE, *THREADS, *task.environment)
     env = {name: os.environ[name] for name in named if name in os.environ}
     env |= {name: value for name, value in os.environ.items() if name.startswith("LC_")}
     if not job.sandbox.guarded:
         env["TMPDIR"] = str(room.scratch)  # a sandbox has a place of its own for temporary files
-    if job.device == "cpu":
+    if task.device == "cpu":
         env = {"GOMP_SPINCOUNT": "10000"} | env  # longer spinning while waiting starves a CPU that is shared
-    if job.device == "cpu" and job.slots > 1:
-        share = str(max(1, (os.cpu_count() or 1) // job.slots))
+    if task.device == "cpu" and task.slots > 1:
+        share = str(max(1, (os.cpu_count() or 1) // task.slots))
         env = {name: share for name in THREADS} | env
-    budget, seed, compiled = job.program.budget_on(job.device), job.trial.seed, job.sandbox.compiled(room)
-    fills = job.fills_modules and room.kind == "training"
-    env |= compiled_modules(job.output / "modules" if fills else job.modules.folder if job.modules.filled else None)
+    compiled, fills = job.sandbox.compiled(room), job.fills_modules and room.kind == "training"
+    env |= compiled_modules(task.output / "modules" if fills else job.modules.folder if job.modules.filled else None)
     env |= {} if fills else {"PYTHONDONTWRITEBYTECODE": "1"}
     env |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
-        "PYTHONHASHSEED": str(seed % 2**32),
-        "CUDA_VISIBLE_DEVICES": job.gpu.uuid if job.gpu else "",
+        "PYTHONHASHSEED": str(task.seed % 2**32),
+        "CUDA_VISIBLE_DEVICES": task.card.uuid if task.card else "",
         "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
         "TRITON_CACHE_DIR": str(compiled / "triton"),
-        "RESEARCH_SEED": str(seed),
-        "RESEARCH_BUDGET_SECONDS": str(budget.seconds),
-        "RESEARCH_OUTPUT": str(job.output),
+        "RESEARCH_SEED": str(task.seed),
+        "RESEARCH_BUDGET_SECONDS": str(task.budget_seconds),
+        "RESEARCH_OUTPUT": str(task.output),
     }
-    return env if budget.tokens is None else env | {"RESEARCH_BUDGET_TOKENS": str(budget.tokens)}
+    return env if task.budget_tokens is None else env | {"RESEARCH_BUDGET_TOKENS": str(task.budget_tokens)}
 
 
-def fill(job: Job, name: str, data: tuple[str, ...]) -> None:
+def fill(job: Job, name: str, data: list[str] | tuple[str, ...]) -> None:
     """A fresh copy of the commit; data folders that lie untracked in the repository are linked in."""
-    folder = job.folder / name
+    folder = job.task.folder / name
     remove(folder)
-    folder.mkdir(parents=True)
-    job.export(job.trial.commit, folder)
-    for path in (path_of(job, one) for one in data):
-        if path.is_relative_to(job.root) and not (link := folder / path.relative_to(job.root)).exists():
+    shutil.copytree(job.task.folder / "source", folder, symlinks=True)
+    for path in map(Path, data):
+        if path.is_relative_to(job.task.root) and not (link := folder / path.relative_to(job.task.root)).exists():
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path)
 
@@ -345,8 +302,9 @@ def check_end(ended: Ended, tail: str, prefix: str = "") -> None:
 
 def check_protected(job: Job) -> None:
     """Raises Bad where a protected file is not as the commit has it."""
-    for name in job.program.protect:
-        if digest(job.folder / "tree" / name) != digest(job.folder / "pristine" / name):
+    folder = job.task.folder
+    for name in job.task.protect:
+        if digest(folder / "tree" / name) != digest(folder / "pristine" / name):
             raise Bad("violation", f"{name} is protected, but was changed while training")
 
 

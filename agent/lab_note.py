@@ -1,4 +1,4 @@
-"""What is said in plain text: the message of a kept commit, numbers and durations as people write them."""
+"""The message of an experiment's commit, like a lab note; and numbers and durations as people write them."""
 
 from __future__ import annotations
 

@@ -1,109 +1,24 @@
-"""What the person sees: a line for every event while the night runs, and the summary in the morning.
+"""The morning's tables: every experiment with its verdict, and what the night has brought.
 
 Everything that models or training code wrote is escaped: it is shown, never interpreted.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
-from rich.status import Status
 from rich.table import Table
 
 from agent.judge.noise import Noise, gain
 from agent.judge.verdict import worked
+from agent.lab_note import dollars, duration, number
+from agent.observers.tsv import cell, seconds
 from agent.program import Program
-from agent.records import KEPT, Experiment, Measurement, Trial
-from agent.report.text import dollars, duration, number
-from agent.report.tsv import cell, seconds
+from agent.records import KEPT, Experiment
 
 COLORS = {"keep": "bold green", "simplification": "bold green", "baseline": "bold", "discard": "yellow"}
-TAIL_BYTES = 2000  # of the running trial's log, to show its last line
-
-
-class Terminal:
-    """Prints events; on a real terminal the last line shows what runs now."""
-
-    def __init__(self, home: Path, console: Console | None = None):
-        self.home = home
-        self.console = console or Console(highlight=False, soft_wrap=True)
-        self.status: Status | None = None
-        self.log: Path | None = None
-        self.doing = ""
-        self.since = time.monotonic()
-
-    def say(self, text: str) -> None:
-        self.console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {escape(cell(text))}")
-
-    def proposing(self, experiment: int, kind: str) -> None:
-        doing = {"first": "asking for a proposal", "repair": "asking for a repair", "slip": "sending back the crash"}
-        self._begin(f"#{experiment} {doing[kind]}", None)
-
-    def training(self, experiment: Experiment, trial: Trial) -> None:
-        if trial.number == 0:
-            label = experiment.label if experiment.number else "the program as it is, with several seeds"
-            self.say(f"#{experiment.number} {label}")
-        again = f", trial {trial.number + 1}" if trial.number else ""
-        self._begin(f"#{experiment.number} training{again}", self._log(trial))
-
-    def measured(self, trial: Trial, measurement: Measurement, program: Program) -> None:
-        if measurement.metric is not None:
-            took = duration(measurement.training_seconds)
-            value = f"{program.metric.name} {number(measurement.metric)}"
-            self.say(f"#{trial.experiment} trial {trial.number + 1}: {value} (trained {took}, seed {trial.seed})")
-
-    def published(self, experiment: Experiment, program: Program) -> None:
-        """One verdict, coloured; and nothing runs for this experiment any more."""
-        self._end()
-        verdict = experiment.verdict
-        assert verdict is not None
-        color = COLORS.get(verdict.kind, "red")
-        review = " [bold magenta]REVIEW[/bold magenta]" if verdict.review else ""
-        self.console.print(
-            f"[dim]{time.strftime('%H:%M:%S')}[/dim] #{experiment.number} "
-            f"[{color}]{verdict.kind}[/{color}]{review} {escape(cell(verdict.reason))}"
-        )
-
-    def tick(self) -> None:
-        """Called about twice a second: the running trial's last line."""
-        if self.status is not None:
-            line = last_line(self.log) if self.log else ""
-            took = duration(time.monotonic() - self.since)
-            self.status.update(f"{escape(self.doing)} {took} {escape(line)}")
-
-    def close(self) -> None:
-        self._end()
-
-    def _log(self, trial: Trial) -> Path:
-        return self.home / "logs" / f"{trial.experiment}-{trial.number}.log"
-
-    def _begin(self, doing: str, log: Path | None) -> None:
-        self.doing, self.log, self.since = doing, log, time.monotonic()
-        if self.console.is_terminal and self.status is None:
-            self.status = self.console.status(escape(doing))
-            self.status.start()
-
-    def _end(self) -> None:
-        if self.status is not None:
-            self.status.stop()
-            self.status = None
-
-
-def last_line(log: Path) -> str:
-    """The last non-empty line of a growing log, for one terminal line; empty where there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace").replace("\r", "\n")
-    except OSError:
-        return ""
-    return next((cell(line)[:100] for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def experiments_table(experiments: Sequence[Experiment], program: Program) -> Table:

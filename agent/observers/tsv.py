@@ -7,6 +7,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent.events import Event, Published
+from agent.history import History
+from agent.night import Night
 from agent.program import Program
 from agent.records import Experiment
 
@@ -26,13 +29,37 @@ FURTHER = (
 )
 
 
+class Results:
+    """Keeps results.tsv of one night as the journal has it."""
+
+    name = "results"
+
+    def __init__(self, home: Path):
+        self.path = home / "results.tsv"
+
+    def start(self, night: Night, history: History) -> None:
+        if night.order:
+            self.write(night, history)
+
+    def see(self, event: Event, night: Night, history: History) -> None:
+        if isinstance(event, Published):
+            self.write(night, history)
+
+    def write(self, night: Night, history: History) -> None:
+        experiments = sorted(history.finished(night), key=lambda e: e.number)
+        write_results(self.path, experiments, history.program(night.program))
+
+    def tick(self) -> None: ...
+    def close(self) -> None: ...
+
+
 def write_results(path: Path, experiments: Sequence[Experiment], program: Program) -> None:
     """Write aside, then rename: a reader never sees half a table."""
     aside = path.with_suffix(".tmp")
     with aside.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
         table.writerow([program.metric.name if name == "METRIC" else name for name in COLUMNS + FURTHER])
-        table.writerows(row(e) for e in experiments if e.state == "published")
+        table.writerows(row(e) for e in experiments)
     os.replace(aside, path)
 
 

@@ -1,0 +1,114 @@
+"""Calls of the proposer: the question that is journaled before each, and the answer as an event."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+from agent import events as ev
+from agent import policy
+from agent.errors import ProgramError, ProposerError
+from agent.events import Event
+from agent.history import History
+from agent.judge.noise import Noise
+from agent.night import Night
+from agent.program import Program
+from agent.protocols import Journal, Prompter, Proposer, Repository, Request
+from agent.records import CallKind, Experiment, Turn
+from agent.redact import hidden
+
+
+@dataclass
+class Asking:
+    """What questions are made of."""
+
+    journal: Journal
+    history: History
+    repository: Repository
+    proposer: Proposer
+    prompts: Prompter
+    device: str
+    request: Request | None = None
+    """What the newest question was made for: it is sent as soon as the question is journaled."""
+
+    def ask(self, night: Night, number: int, kind: CallKind) -> Event:
+        """Set the call's upper bound aside, and write down the question."""
+        e = night.experiments.get(number)
+        parent = e.parent if e and kind != "first" else night.tip
+        again = e is not None and e.state == "ask" and e.calls[-1].reply is None and parent == e.parent
+        try:
+            request = self.talk(night, number, parent) if again else self.new_question(night, number, kind, parent)
+        except ProgramError as error:
+            return ev.Blocked(reason=str(error))
+        replies = self.replies_before(night, night.calls)
+        self.request = request = request.model_copy(update={"replies": replies})
+        most = self.proposer.most_usd(request)
+        if reason := policy.affords(night, most):
+            return ev.Blocked(reason=reason)
+        system, question = self.journal.put(request.system), self.journal.put(request.turns[-1].text)
+        return ev.Asked(
+            experiment=number, call=night.calls, kind=kind, parent=parent, system=system, question=question,
+            reserved_usd=most,
+        )  # fmt: skip
+
+    def new_question(self, night: Night, number: int, kind: CallKind, parent: str) -> Request:
+        if kind == "first":
+            program = self.program(night)
+            files = self.repository.read(parent, program.edit)
+            finished = self.history.finished(night)
+            return self.prompts.first_request(number, program, files, finished, self.facts(finished))
+        e, request = night.experiments[number], self.talk(night, number, parent)
+        reply = next(self.journal.text(call.text) for call in reversed(e.calls) if call.reply)
+        if kind == "repair":
+            error = self.journal.text(e.refused)
+            return self.prompts.repair(request, reply, error, policy.repairs(e) + 1)
+        last = self.history.trial(*(e, [t for t in e.trials if t.measurement][-1]))
+        return self.prompts.slip(request, reply, last.measurement.log_tail if last.measurement else "")
+
+    def talk(self, night: Night, number: int, parent: str) -> Request:
+        """The talk so far about this experiment; it ends with the last question."""
+        e, program = night.experiments[number], self.program(night)
+        turns: list[Turn] = []
+        replied = [call for call in e.calls[:-1] if call.reply]
+        for call in replied:
+            said = self.journal.text(call.text) or "(empty reply)"  # providers refuse a turn without text
+            turns += [Turn(role="user", text=self.journal.text(call.question)), Turn(role="assistant", text=said)]
+        turns.append(Turn(role="user", text=self.journal.text(e.calls[-1].question)))
+        files = self.repository.read(parent, program.edit)
+        return Request(
+            number=number, system=self.journal.text(e.calls[-1].system), turns=tuple(turns), program=program,
+            files=files, history=self.history.finished(night),
+        )  # fmt: skip
+
+    def replies_before(self, night: Night, number: int) -> int:
+        calls = [call for e in night.experiments.values() for call in e.calls if call.number < number]
+        return sum(1 for call in calls if call.reply or call.in_flight)
+
+    def facts(self, finished: tuple[Experiment, ...]) -> dict[str, object]:
+        """What a prompt says beside the contract and the history."""
+        noise = Noise.of_night(finished)
+        return {
+            "noise": 2 * noise.sigma if noise.sigma is not None else None,
+            "Noise between seeds": str(noise),
+            "This machine trains on": self.device,
+        }
+
+    def program(self, night: Night) -> Program:
+        return self.history.program(night.program)
+
+
+def answer(proposer: Proposer, asked: ev.Asked, request: Request) -> Event:
+    """One call, from its start to its end: whatever it raises becomes an event."""
+    key: dict[str, Any] = {"experiment": asked.experiment, "call": asked.call}
+    try:
+        return ev.Replied(**key, reply=proposer.propose(request))
+    except ProposerError as error:
+        if error.reply is None:
+            return ev.CallFailed(**key, reason=hidden(str(error)), final=error.final)
+        reply = error.reply.model_copy(update={"unusable": hidden(str(error))})  # paid for, but cut off or refused
+        return ev.Replied(**key, reply=reply, final=error.final)
+    except Exception as error:  # a defect of a proposer must not end the night
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
+        return ev.CallFailed(**key, reason=hidden(reason), charged=True, defect=True)

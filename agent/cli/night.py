@@ -1,0 +1,138 @@
+"""Commands that make a night: run, stop."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import date
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from filelock import FileLock, Timeout
+
+from agent import inbox
+from agent.cli.show import Repo, Tag, find_night, show_summary
+from agent.cli.wiring import Flags, Parts, assemble
+from agent.errors import Failure
+from agent.events import Requested
+from agent.records import Stoppers
+
+
+def run(
+    tag: Annotated[
+        str | None,
+        typer.Option(help="Name of the night; an existing one goes on. Default: the unfinished one, or today."),
+    ] = None,
+    experiments: Annotated[int | None, typer.Option(min=1, help="End after this many experiments.")] = None,
+    hours: Annotated[float | None, typer.Option(min=0, help="Begin nothing new after this many hours.")] = None,
+    usd: Annotated[float | None, typer.Option(min=0, help="Never spend more on calls, in dollars.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="End when calls have used this many tokens.")] = None,
+    plateau: Annotated[int | None, typer.Option(min=1, help="End after so many in a row without a keep.")] = None,
+    proposer: Annotated[str, typer.Option(help="auto, anthropic, openai, command, search or replay.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="Model name for anthropic or openai.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="A compatible server: Ollama, vLLM, llama.cpp, OpenRouter, a proxy.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="Program that reads the prompt and prints the reply, like 'claude -p'.")
+    ] = None,
+    replay: Annotated[Path | None, typer.Option(help="Folder or file of replies to run again, in order.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Training per trial: 20s, 5m, or 2M tokens within 60s.")] = None,
+    repo: Repo = Path("."),
+    metric: Annotated[str | None, typer.Option(help="Contract: name of the metric, as printed.")] = None,
+    direction: Annotated[str | None, typer.Option(help="Contract: minimize or maximize.")] = None,
+    target: Annotated[float | None, typer.Option(help="Contract: end when a keep reaches this.")] = None,
+    pattern: Annotated[str | None, typer.Option(help="Contract: regex whose group is the metric.")] = None,
+    run: Annotated[str | None, typer.Option(help="Contract: the training command.")] = None,
+    evaluate: Annotated[str | None, typer.Option(help="Contract: the evaluation command.")] = None,
+    edit: Annotated[list[str] | None, typer.Option(help="Contract: file the agent may edit; repeatable.")] = None,
+    protect: Annotated[list[str] | None, typer.Option(help="Contract: file that must not change; repeatable.")] = None,
+    device: Annotated[str | None, typer.Option(help="Contract: cuda or cpu; default: a GPU that can be seen.")] = None,
+    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, landlock, docker or podman.")] = "auto",
+    unsafe_no_sandbox: Annotated[
+        bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code with all your rights.")
+    ] = False,
+    slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
+) -> None:
+    """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
+    overrides = {
+        "metric.name": metric,
+        "metric.direction": direction,
+        "metric.target": target,
+        "metric.pattern": pattern,
+        "run": run,
+        "evaluate": evaluate,
+        "edit": edit,
+        "protect": protect,
+        "budget": budget,
+        "device": device,
+    }
+    flags = Flags(
+        tag=tag,
+        proposer=proposer,
+        model=model,
+        base_url=base_url,
+        command=command,
+        replay=replay,
+        sandbox="none" if unsafe_no_sandbox else sandbox,
+        slots=slots,
+        contract={key: value for key, value in overrides.items() if value is not None},
+        stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),
+    )
+    parts = assemble(repo, flags, today=date.today().isoformat())
+    listen(parts)
+    ended = parts.run()
+    parts.console.print(f"the night ends: {ended.reason}", markup=False)
+    if ended.code == 3:
+        parts.console.print("it is not finished: the same command goes on from here")
+    if ended.code == 2:
+        raise Failure(ended.reason)
+    show_summary(parts.home, parts.console)
+    raise typer.Exit(ended.code)
+
+
+def listen(parts: Parts) -> None:
+    """One signal stops: the trials are ended, the rest is journaled. A second one ends everything at once."""
+    heard: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        heard.append(number)
+        if len(heard) > 1:
+            parts.executor.close(now=True)
+            os._exit(130)
+        name = signal.Signals(number).name
+        parts.inbox.put(Requested(id=f"{name}-{os.getpid()}-{time.time_ns()}", what="stop", text=name))
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+
+
+def stop(
+    repo: Repo = Path("."),
+    tag: Tag = None,
+    after: Annotated[
+        bool, typer.Option("--after", help="Let what has begun come to its end; begin nothing new.")
+    ] = False,
+) -> None:
+    """Stop the loop that works on a night; the same command goes on later."""
+    home = find_night(repo, tag)
+    if not is_worked_on(home):
+        raise Failure(f"no loop works on {home.name}: there is nothing to stop")
+    inbox.send(home, "finish" if after else "stop", "asked to stop by a person")
+    typer.echo(f"asked the loop of {home.name} to {'end after what has begun' if after else 'stop now'}")
+
+
+def is_worked_on(home: Path) -> bool:
+    """Whether a loop holds the night at this moment."""
+    lock = FileLock(home / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+COMMANDS = (run, stop)

@@ -1,0 +1,315 @@
+"""The events of a night: what happened, and what was decided, as it is journaled. Nothing here is ever changed.
+
+An event holds decisions and not only inputs (the verdict, the hash of the applied files), so that a night is read
+back without asking a judge or a parser again. Long texts lie beside the journal under their hash, as a `Hash`
+field says; an event stays under 1 KB.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from agent.records import CallKind, Measurement, Record, Reply, Stoppers, Verdict
+
+LONGEST_LINE = 600  # bytes, as JSON
+
+
+def cut(text: str) -> str:
+    """One bounded piece of text: what does not fit into an event is left out."""
+    short = text = text.encode("utf-8", "replace").decode()
+    while len(json.dumps(short, ensure_ascii=False).encode()) > LONGEST_LINE:
+        short = short[: min(LONGEST_LINE, len(short) * 9 // 10)]
+    return short if short == text else short + "..."
+
+
+Line = Annotated[str, BeforeValidator(cut)]
+Hash = str
+"""Of a text in the side table of the journal; "" where there is none."""
+
+
+class Rules(Record):
+    """What the policy needs to know of program.md."""
+
+    metric: str
+    minimize: bool
+    target: float | None
+    seeds: int
+    """Trials of the baseline."""
+    tests: bool
+    """A kept commit is scored on the held-out split."""
+    trial_seconds: float
+    """No trial lasts longer; one of which nothing was heard for so long is lost."""
+
+    def reached(self, value: float) -> bool:
+        if self.target is None:
+            return False
+        return value <= self.target if self.minimize else value >= self.target
+
+
+class Event(Record):
+    """One thing that happened. `at`: unix time by the loop's clock, set when it is journaled."""
+
+    at: float = 0.0
+
+
+# The night.
+
+
+class Started(Event):
+    """A process took up the night: what was in flight in the process before it has ended without an answer."""
+
+    program: Hash
+    """The parsed program; the first one is the contract of the whole night."""
+    rules: Rules
+    stoppers: Stoppers
+    device: str
+    sandbox: str
+    proposer: Line
+    data: str = ""
+    hardware: str = ""
+    """As records.Surroundings; the first data and hardware hold for the whole night."""
+    weaker: Line = ""
+    cards: Line = ""
+    """Other cards of the same name may go on: what was kept is measured on them first."""
+
+
+class Steered(Event):
+    """program.md was edited. `refused` says why the edit is not used; otherwise it counts from now on."""
+
+    text: Hash
+    program: Hash = ""
+    rules: Rules | None = None
+    refused: Line = ""
+
+
+class Noted(Event):
+    """Something the person should find in the morning."""
+
+    text: Line
+
+
+class Requested(Event):
+    """A person, from another process or by a signal. `id` is given once; a request counts once."""
+
+    id: str
+    what: Literal["stop", "finish"]
+    """stop: end the trials now; finish: begin nothing new."""
+    text: Line = ""
+
+
+class Waited(Event):
+    """A time that the policy waited for has passed."""
+
+
+class Blocked(Event):
+    """Nothing new can be begun, and why: no money is left, a prompt can't be rendered."""
+
+    reason: Line
+
+
+class Ended(Event):
+    """The night is over, or this process's part in it. `code`: 0 finished, 2 a person's mistake, 3 unfinished."""
+
+    reason: Line
+    code: int
+
+
+# Experiments: intents, results, decisions.
+
+
+class BaselineBegun(Event):
+    """The program as it is at `commit` is experiment 0. It is begun again where it did not run."""
+
+    commit: str
+    files: Hash
+    """Path -> text of the editable files, as JSON."""
+    fingerprint: str
+
+
+class Asked(Event):
+    """A call is about to be made; `reserved_usd` is the most that it may cost (None: unknown). With kind "first"
+    this begins the experiment."""
+
+    experiment: int
+    call: int
+    kind: CallKind
+    parent: str
+    """The incumbent's commit, on which the proposal is to stand."""
+    system: Hash
+    question: Hash
+    reserved_usd: float | None
+
+
+class Replied(Event):
+    """The answer to a call. From here on it is paid for, and never asked for again."""
+
+    experiment: int
+    call: int
+    reply: Reply
+    """Without its text once it is journaled."""
+    text: Hash = ""
+    final: bool = False
+    """It can't be used, and another call would give no better one."""
+
+
+class CallFailed(Event):
+    """A call ended without a reply."""
+
+    experiment: int
+    call: int
+    reason: Line
+    final: bool = False
+    """Asking again can't help."""
+    charged: bool = False
+    """It may have been billed all the same, so that what was reserved counts as spent."""
+    defect: bool = False
+    """It is this program that failed, and not the provider."""
+
+
+class ReplyRefused(Event):
+    """The reply can't be applied; `error` goes back to the proposer."""
+
+    experiment: int
+    error: Hash
+
+
+class Proposed(Event):
+    """The reply was parsed and applied."""
+
+    experiment: int
+    proposal: Hash
+    category: Line
+    files: Hash
+    """Path -> new text of the files that it changes, as JSON."""
+    fingerprint: str
+    """Of all editable files with the change."""
+
+
+class Committed(Event):
+    """The change passed the checks and is a commit on top of `parent`."""
+
+    experiment: int
+    commit: str
+
+
+class TrialBegun(Event):
+    """A trial is about to start; begun again after a crash or a fault it keeps number and seed."""
+
+    experiment: int
+    number: int
+    attempt: int
+    commit: str
+    seed: int
+    slot: int
+
+
+class Measured(Event):
+    """A trial has ended with a measurement, good or bad."""
+
+    experiment: int
+    number: int
+    attempt: int
+    measurement: Measurement
+    """Without curve, log and numbers once it is journaled: these are in `details`."""
+    details: Hash = ""
+
+
+class TrialFailed(Event):
+    """What runs the trial broke: no measurement, and not known to be the fault of the code under test."""
+
+    experiment: int
+    number: int
+    attempt: int
+    reason: Line
+    traceback: str = ""
+    details: Hash = ""
+
+
+class MachineFault(Event):
+    """The machine failed the trial: never a verdict."""
+
+    experiment: int
+    number: int
+    attempt: int
+    reason: Line
+    slot_lost: bool = False
+    """The executor has found that the slot can't work any more."""
+
+
+class TrialCancelled(Event):
+    """The trial was ended from here, as `Executor.cancel` was asked to: it did not happen."""
+
+    experiment: int
+    number: int
+    attempt: int
+    reason: Line = ""
+
+
+class RerunWanted(Event):
+    """The judge can't decide yet: one more trial, of the candidate or of the incumbent."""
+
+    experiment: int
+    of: Literal["candidate", "incumbent"]
+    reason: Line
+
+
+class SentBack(Event):
+    """It crashed within seconds: the traceback goes back to the proposer, as the same experiment."""
+
+    experiment: int
+
+
+class Rebased(Event):
+    """A win on an older incumbent was put onto the present one: a new commit of the same experiment, which has
+    to be confirmed there."""
+
+    experiment: int
+    parent: str
+    commit: str
+    files: Hash
+    fingerprint: str
+
+
+class Judged(Event):
+    experiment: int
+    verdict: Verdict
+
+
+class BaselineFailed(Event):
+    """The unchanged program does not run, so there is nothing to compare with."""
+
+    reason: Line
+
+
+class Published(Event):
+    """The verdict is final. Kept: `commit` is the new incumbent, with its final message."""
+
+    experiment: int
+    commit: str
+
+
+class TestBegun(Event):
+    """A kept commit is about to be scored on the held-out split, from what its trial `number` has saved."""
+
+    experiment: int
+    number: int
+    attempt: int
+    slot: int
+
+
+class Tested(Event):
+    """Held-out figures, for the person only; `numbers` is "" and `reason` says why where there are none."""
+
+    experiment: int
+    attempt: int
+    figures: dict[str, float] = {}
+    """Empty once it is journaled: they are in `numbers`."""
+    numbers: Hash = ""
+    reason: Line = ""
+
+
+KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}
+"""By the name under which an event is journaled."""

@@ -1,0 +1,174 @@
+"""From a reply to a commit, and from trials to a verdict: each step makes the one event that says how it came out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from agent import events as ev
+from agent.errors import EditError
+from agent.events import Event
+from agent.history import History
+from agent.judge import checks, integrity
+from agent.judge.chain import put_onto
+from agent.judge.noise import Noise, Rerun
+from agent.judge.verdict import is_slip, weigh
+from agent.lab_note import lab_note
+from agent.night import Night
+from agent.program import Program
+from agent.propose import edits
+from agent.protocols import Journal, Repository
+from agent.records import Experiment, Verdict, VerdictKind
+
+
+@dataclass
+class Judging:
+    """What decisions are made from."""
+
+    journal: Journal
+    history: History
+    repository: Repository
+    converses: bool
+    """Whether a crash within seconds can go back to the proposer."""
+
+    def begin_baseline(self, night: Night) -> Event:
+        """The editable files as they are, so that going back to them is seen to have been tried."""
+        commit = self.repository.head
+        files = self.repository.read(commit, self.program(night).edit)
+        mark = checks.fingerprint(files)
+        return ev.BaselineBegun(commit=commit, files=self.journal.put(json.dumps(files)), fingerprint=mark)
+
+    def read(self, night: Night, number: int) -> Event:
+        """Parse the reply and apply it; where that fails, it goes back to the proposer."""
+        e = night.experiments[number]
+        reply, program = self.history.reply(e.calls[-1]), self.program(night)
+        assert reply is not None
+        before = self.repository.read(e.parent, program.edit)
+        try:
+            if reply.unusable:
+                raise EditError(reply.unusable)
+            proposal = edits.parse_reply(reply.text)
+            files = edits.apply_edits(proposal, before, program.edit)
+        except EditError as error:
+            return ev.ReplyRefused(experiment=number, error=self.journal.put(str(error)))
+        return ev.Proposed(
+            experiment=number,
+            proposal=self.journal.put(proposal.model_dump_json()),
+            category=proposal.category,
+            files=self.journal.put(json.dumps(files)),
+            fingerprint=checks.fingerprint({**before, **files}),
+        )
+
+    def refuse(self, night: Night, number: int) -> Event:
+        e = night.experiments[number]
+        reason = self.journal.text(e.refused) if e.refused else "this program failed to ask for it, again and again"
+        return judged(number, Verdict(kind="invalid", reason=reason))
+
+    def check(self, night: Night, number: int) -> Event:
+        """Check the change before any GPU time, and commit it on top of the incumbent."""
+        e, program = night.experiments[number], self.program(night)
+        whole = self.history.whole(e)
+        before = self.repository.read(e.parent, program.edit)
+        after = before | whole.files
+        refusal = checks.check(before, after) or self.tried(night, number)
+        if refusal is None and (reason := integrity.check_edit(before, after, program)):
+            refusal = "violation", reason
+        if refusal is not None:
+            return judged(number, Verdict(kind=refusal[0], reason=refusal[1]))
+        try:
+            message = lab_note(whole, None, program)
+            commit = self.repository.commit_files(e.parent, whole.files, message, e.created)
+        except EditError as error:
+            return judged(number, Verdict(kind="invalid", reason=str(error)))
+        return ev.Committed(experiment=number, commit=commit)
+
+    def tried(self, night: Night, number: int) -> tuple[VerdictKind, str] | None:
+        """Whether the same code ran before, or runs now in another slot."""
+        same = night.experiments[night.tried.get(night.experiments[number].fingerprint, number)]
+        if same.number == number:
+            return None
+        verdict = same.verdict
+        metric = "" if verdict is None or verdict.metric is None else f", {verdict.metric:.6g}"
+        kind = verdict.kind if verdict else "not decided yet"
+        return "duplicate", f"same code as experiment {same.number}: {kind}{metric}; propose something else"
+
+    def judge(self, night: Night, number: int) -> Event:
+        """Decide, or say which trial is missing. A first look is against the measurements of its own parent."""
+        e, program = night.experiments[number], self.program(night)
+        experiment = self.history.whole(e)
+        last = experiment.current[-1]
+        if last.outcome != "ok":
+            if self.converses and is_slip(experiment):
+                return ev.SentBack(experiment=number)
+            return judged(number, Verdict(kind=last.outcome, reason=last.reason))  # type: ignore[arg-type]
+        parent = self.history.whole(night.experiments[night.kept[e.parent]])
+        before = self.repository.read(e.parent, list(experiment.files))
+        decision = weigh(program, parent, experiment, self.history.finished(night), before)
+        if isinstance(decision, Verdict) and not decision.kept:
+            return judged(number, decision)
+        if e.parent != night.tip:  # it may be better: that is for the present incumbent to say
+            return self.rebase(night, number)
+        if isinstance(decision, Rerun):
+            return ev.RerunWanted(experiment=number, of=decision.of, reason=decision.reason)
+        return judged(number, decision)
+
+    def judge_baseline(self, night: Night) -> Event:
+        """The unchanged program must run; several seeds tell its noise."""
+        baseline = self.history.whole(night.experiments[0])
+        bad = next((m for m in baseline.current if m.outcome != "ok"), None)
+        if bad:
+            return ev.BaselineFailed(
+                reason="the unchanged program does not run, so nothing can be compared: "
+                f"{bad.outcome}: {ev.cut(bad.reason)[:200]} (see `logs`); correct it, commit, and start again"
+            )
+        metrics = baseline.metrics
+        mean = sum(metrics) / len(metrics)
+        return judged(0, Verdict(kind="baseline", reason=str(Noise.of([metrics])), metric=mean))
+
+    def rebase(self, night: Night, number: int) -> Event:
+        """Put the change onto the present incumbent: the same experiment, a new commit, to be confirmed there."""
+        e, program = night.experiments[number], self.program(night)
+        whole, best = self.history.whole(e), night.kept[night.tip]
+        base = self.repository.read(e.parent, program.edit)
+        now = self.repository.read(night.tip, program.edit)
+        files = put_onto(self.repository, whole.files, base, now) or reapplied(whole, now, program)
+        metric = whole.metrics[0] if whole.metrics else None
+        if files is None:
+            why = f"better than its parent, but it can't be put onto experiment {best}: both change the same lines"
+            return judged(number, Verdict(kind="discard", reason=why, metric=metric))
+        mark = checks.fingerprint({**now, **files})
+        if mark == checks.fingerprint(now):
+            why = f"experiment {best} was kept meanwhile and holds this change already"
+            return judged(number, Verdict(kind="discard", reason=why, metric=metric))
+        message = lab_note(whole.model_copy(update={"verdict": None}), None, program)
+        commit = self.repository.commit_files(night.tip, files, message, e.created)
+        return ev.Rebased(
+            experiment=number, parent=night.tip, commit=commit, files=self.journal.put(json.dumps(files)),
+            fingerprint=mark,
+        )  # fmt: skip
+
+    def publish(self, night: Night, number: int) -> Event:
+        """A kept commit gets its final message; the branch moves when this is in the journal."""
+        e, best = night.experiments[number], night.incumbent
+        commit = e.commit
+        if e.kept and number:
+            known = self.history.brief(best) if best else None
+            message = lab_note(self.history.whole(e, brief=True), known, self.program(night))
+            commit = self.repository.commit_tree(commit, e.parent, message, e.created)
+        return ev.Published(experiment=number, commit=commit)
+
+    def program(self, night: Night) -> Program:
+        return self.history.program(night.program)
+
+
+def reapplied(experiment: Experiment, now: dict[str, str], program: Program) -> dict[str, str] | None:
+    """The blocks of the proposal, applied to the files as they are now; None where they don't fit."""
+    assert experiment.proposal is not None
+    try:
+        return edits.apply_edits(experiment.proposal, now, program.edit)
+    except EditError:
+        return None
+
+
+def judged(number: int, verdict: Verdict) -> ev.Judged:
+    return ev.Judged(experiment=number, verdict=verdict.model_copy(update={"reason": ev.cut(verdict.reason)}))

@@ -1,0 +1,78 @@
+"""Runs observers: each reads the journal by itself, from where it was."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from pathlib import Path
+from typing import Protocol
+
+from agent.events import Event
+from agent.history import History
+from agent.ledger import Ledger
+from agent.night import Night
+
+TICK = 0.5  # seconds between two looks where nobody says that there is news
+GOODBYE = 10.0  # seconds that the end of a night waits for an observer
+
+
+class Observer(Protocol):
+    name: str
+
+    def start(self, night: Night, history: History) -> None:
+        """The night as it is when the observer begins to look."""
+        ...
+
+    def see(self, event: Event, night: Night, history: History) -> None:
+        """One event, and the night with it."""
+        ...
+
+    def tick(self) -> None:
+        """About twice a second; for what is not an event, like progress."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Follower(threading.Thread):
+    """One observer at work. What it raises is written to logs/observer-<name>.log, and ends it alone."""
+
+    def __init__(self, home: Path, observer: Observer):
+        super().__init__(name=f"observer {observer.name}", daemon=True)
+        self.home, self.observer = home, observer
+        self.news, self.leaving = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        try:
+            self.follow()
+        except Exception:
+            log = self.home / "logs" / f"observer-{self.observer.name}.log"
+            log.parent.mkdir(exist_ok=True)
+            log.write_text(traceback.format_exc(), encoding="utf-8")
+
+    def follow(self) -> None:
+        ledger = Ledger(self.home, readonly=True)
+        try:
+            history, night, cursor = History(ledger.text), Night(), 0
+            for number, event in ledger.events():
+                night, cursor = night.after(event), number
+            self.observer.start(night, history)
+            while True:
+                last = self.leaving.is_set()
+                self.news.clear()
+                for number, event in ledger.events(after=cursor):
+                    night, cursor = night.after(event), number
+                    self.observer.see(event, night, history)
+                if last:
+                    return
+                self.observer.tick()
+                self.news.wait(TICK)
+        finally:
+            self.observer.close()
+            ledger.close()
+
+    def end(self) -> None:
+        """Let it see all that is there, but don't wait for ever."""
+        self.leaving.set()
+        self.news.set()
+        self.join(GOODBYE)

@@ -1,0 +1,358 @@
+"""What to begin next: a pure function of the night and of what this machine can do at once.
+
+In one paragraph: what has come back is decided on first. Of the wins that wait, the one that is surest is kept
+first, and the others are then put onto it. Free slots go to tests of kept commits, to trials that were cut off or
+that the judge waits for, and to new candidates, in this order. Free calls go to experiments under way before a new
+one, and a new one is begun only for a slot that would be idle. When enough is done nothing new is begun, and what
+was begun is brought to its end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from agent.night import Night
+from agent.records import CallKind
+from agent.state import Experiment, Trial, added
+
+REPAIRS = 3  # replies that may follow one that can't be applied; for the last the whole file is asked for
+PATIENCE = 10  # outages of the proposer in a row before the night ends
+DEFECTS = 3  # times that this program may fail to ask for one experiment
+FAILURES = 2  # times that what runs a trial may break before that is the trial's crash
+FIRST_PAUSE, LONGEST_PAUSE = 15.0, 600.0  # seconds after an outage; each further one is twice as long
+LOST_CALL = 3600.0  # seconds without any answer, after which a call counts as lost
+
+
+class Capacity(NamedTuple):
+    """How much may be in flight at once."""
+
+    slots: int = 1
+    calls: int = 1
+    evaluations: int = 1
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Call the proposer. "first": with a new question; otherwise as part of the talk about this experiment."""
+
+    experiment: int
+    kind: CallKind
+
+
+@dataclass(frozen=True)
+class BeginBaseline:
+    """Take the program as it is for experiment 0."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """Parse the reply and apply its edits."""
+
+    experiment: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The experiment ends here, without a trial of its own."""
+
+    experiment: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """Is the change worth a trial? Then commit it."""
+
+    experiment: int
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Decide on the trials that are here, or say which one is missing."""
+
+    experiment: int
+
+
+@dataclass(frozen=True)
+class Rebase:
+    """Put a win on an older incumbent onto the present one."""
+
+    experiment: int
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Keep: the branch moves. Reset: it stays."""
+
+    experiment: int
+
+
+@dataclass(frozen=True)
+class Train:
+    experiment: int
+    number: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Test:
+    """Score a kept commit on the held-out split."""
+
+    experiment: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class CountAsCrash:
+    """This trial fails again and again, and it is not the machine."""
+
+    experiment: int
+    number: int
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Nothing was heard of a call, a trial or a test for longer than it can take."""
+
+    what: Literal["call", "trial", "test"]
+    experiment: int
+    number: int
+    """Of the call or the trial."""
+
+
+@dataclass(frozen=True)
+class End:
+    reason: str
+    code: int
+
+
+Action = (
+    Ask | BeginBaseline | Read | Refuse | Check | Judge | Rebase | Publish | Train | Test | CountAsCrash | GiveUp | End
+)
+
+
+def next_action(night: Night, can: Capacity) -> Action | None:
+    """The one thing to do now; None: wait for an event, at most until `deadline`."""
+    if night.stopping:
+        return None if list(night.running) or night.testing else End("stopped", 3)
+    return (
+        next(decisions(night), None)
+        or publish(night)
+        or next(lost(night), None)
+        or test(night, can)
+        or train(night, can)
+        or ask(night, can)
+        or begin(night, can)
+        or end(night)
+    )
+
+
+def decisions(night: Night) -> Iterator[Action]:
+    """What can be decided at once, oldest experiment first."""
+    for e in night.open:
+        if e.state == "replied":
+            yield Read(e.number)
+        elif e.state == "proposed":
+            yield Check(e.number)
+        elif e.state == "measured" and not (e.number == 0 and night.baseline_failed):
+            yield Judge(e.number)
+        elif e.state == "refused" and repairs(e) >= REPAIRS or e.state == "ask" and e.defects >= DEFECTS:
+            yield Refuse(e.number)
+        for t in e.trials:
+            if hopeless(t):
+                yield CountAsCrash(e.number, t.number)
+    best = night.incumbent
+    for t in best.trials if best else ():
+        if hopeless(t):
+            yield CountAsCrash(best.number, t.number)  # type: ignore[union-attr]
+
+
+def publish(night: Night) -> Action | None:
+    """Of several wins the surest first: the best lower bound of its effect, then the older one."""
+    judged = [e for e in night.open if e.state == "judged"]
+    for e in judged:
+        if not e.kept:
+            return Publish(e.number)
+    wins = sorted(judged, key=lambda e: (-certain(e), e.number))
+    if not wins:
+        return None
+    return Publish(wins[0].number) if wins[0].parent == night.tip or not night.tip else Rebase(wins[0].number)
+
+
+def certain(e: Experiment) -> float:
+    """What a win is worth at least."""
+    if e.verdict and e.verdict.interval:
+        return e.verdict.interval[0]
+    return -math.inf
+
+
+def lost(night: Night) -> Iterator[Action]:
+    return (given_up for time, given_up in patience(night) if night.now >= time)
+
+
+def patience(night: Night) -> Iterator[tuple[float, GiveUp]]:
+    """Until when to wait for whatever is in flight."""
+    longest = night.rules.trial_seconds if night.rules else LOST_CALL
+    for e in night.open:
+        if e.asking:
+            yield e.asking.began + LOST_CALL, GiveUp("call", e.number, e.asking.number)
+    for e, t in night.running:
+        yield t.began + longest, GiveUp("trial", e.number, t.number)
+    for e in night.testing:
+        yield e.test_began + longest, GiveUp("test", e.number, 0)
+
+
+def test(night: Night, can: Capacity) -> Action | None:
+    slot = free_slot(night, can)
+    if slot is None or len(night.testing) >= can.evaluations:
+        return None
+    waiting = [e for e in night.experiments.values() if e.kept and e.state == "published" and e.test is None]
+    return next((Test(e.number, slot) for e in waiting if e.test_slot is None), None)
+
+
+def train(night: Night, can: Capacity) -> Action | None:
+    """Trials under way before new ones, reruns of the incumbent before candidates that may depend on them."""
+    slot = free_slot(night, can)
+    if slot is None:
+        return None
+    best = night.incumbent
+    wait_for_best = any(e.state == "waiting" for e in night.open) or any(suspect(t) for _, t in unmeasured(night))
+    wait_for_best = wait_for_best or night.other_cards
+    again = [Train(e.number, t.number, slot) for e, t in unmeasured(night) if not t.running and not suspect(t)]
+    if again:
+        return again[0]
+    if best and wait_for_best and not any(t.measurement is None for t in best.trials):
+        return Train(best.number, len(best.trials), slot)
+    for e in night.open:
+        failed = e.number == 0 and any(t.measurement and t.measurement.outcome != "ok" for t in e.current)
+        if e.state == "trials" and len(e.current) < e.wanted and not failed:
+            return Train(e.number, len(e.trials), slot)
+    return None
+
+
+def ask(night: Night, can: Capacity) -> Action | None:
+    """The next call of an experiment under way."""
+    if night.blocked or not may_call(night, can):
+        return None
+    for e in night.open:
+        if e.state == "refused":
+            return Ask(e.number, "repair")
+        if e.state == "ask":
+            last = e.calls[-1]
+            return Ask(e.number, last.kind if last.reply is None else "slip")
+    return None
+
+
+def begin(night: Night, can: Capacity) -> Action | None:
+    """A new experiment, where a slot would be idle without it. Nothing is proposed before the baseline stands."""
+    if not night.experiments:
+        return None if enough(night) else BeginBaseline()
+    if night.incumbent is None or not may_call(night, can) or enough(night):
+        return None
+    if len(night.open) >= can.slots - len(night.lost_slots):
+        return None
+    return Ask(len(night.experiments), "first")
+
+
+def end(night: Night) -> Action | None:
+    """Nothing is in flight, and nothing can be begun."""
+    if list(night.running) or night.testing or any(e.asking for e in night.open):
+        return None
+    if night.baseline_failed:
+        return End(night.baseline_failed, 2)
+    if night.outages and not night.blocked and night.outages <= PATIENCE and night.now < next_call(night):
+        return None
+    reason = enough(night)
+    if reason is None:
+        return End("no slot is left: the machine failed", 3) if night.lost_slots else None
+    return End(reason[0], 3 if night.open else reason[1])
+
+
+def enough(night: Night) -> tuple[str, int] | None:
+    """The first reason to begin nothing new, in words for a person, and the exit code that goes with it."""
+    if night.blocked or night.finishing:
+        return night.blocked or night.finishing, 3
+    if night.outages > PATIENCE:
+        return f"no more proposals: {night.outages} calls in a row failed", 3
+    rules, most = night.rules, night.stoppers
+    best, done = night.incumbent, len(night.experiments) - 1
+    value = best.verdict.metric if best and best.verdict else None
+    if rules and value is not None and rules.reached(value):
+        return f"the target is reached: {rules.metric} {value:.6g}", 0
+    if most.experiments is not None and done >= most.experiments:
+        return f"{done} experiments are done, as asked", 0
+    if most.hours is not None and night.now >= night.started + most.hours * 3600:
+        return f"{most.hours:g} hours are over, as asked", 3
+    if most.tokens is not None and night.tokens >= most.tokens:
+        return f"{most.tokens:,} tokens are used, as allowed", 3
+    if most.plateau is not None and since_keep(night) >= most.plateau:
+        return f"{most.plateau} experiments in a row brought nothing", 0
+    return None
+
+
+def affords(night: Night, usd: float | None) -> str:
+    """Why a call that may cost so much can't be made; "" where it can. An unknown price never fits a cap."""
+    cap = night.stoppers.usd
+    if cap is None:
+        return ""
+    total = added(night.spent, usd)
+    if total is None or usd is None:
+        return "the price of a call is not known, so --usd can't be kept"
+    if total > cap:
+        return f"${total - usd:.2f} of ${cap:.2f} is spent, and the next call may cost ${usd:.2f}"
+    return ""
+
+
+def deadline(night: Night) -> float | None:
+    """When the policy may have something to do without an event; unix time."""
+    times = [time for time, _ in patience(night)]
+    if night.outages and not night.blocked:
+        times.append(next_call(night))
+    if night.stoppers.hours is not None:
+        times.append(night.started + night.stoppers.hours * 3600)
+    return min((time for time in times if time > night.now), default=None)
+
+
+def next_call(night: Night) -> float:
+    """When the proposer may be called; later with every outage in a row."""
+    if not night.outages:
+        return night.now
+    return night.failed_at + min(LONGEST_PAUSE, FIRST_PAUSE * 2**night.outages)
+
+
+def may_call(night: Night, can: Capacity) -> bool:
+    in_flight = sum(e.asking is not None for e in night.open)
+    return in_flight < can.calls and night.now >= next_call(night) and night.outages <= PATIENCE
+
+
+def free_slot(night: Night, can: Capacity) -> int | None:
+    taken = night.busy | night.lost_slots
+    return next((slot for slot in range(can.slots) if slot not in taken), None)
+
+
+def unmeasured(night: Night) -> Iterator[tuple[Experiment, Trial]]:
+    """Trials without an end, in flight or to be begun again; the incumbent's first."""
+    best = [night.incumbent] if night.incumbent else []
+    return ((e, t) for e in [*best, *night.open] for t in e.trials if not t.measurement and not t.superseded)
+
+
+def suspect(t: Trial) -> bool:
+    """Two faults in a row: before it is tried again, the incumbent must show that it is not the machine."""
+    return t.faults == 2 and not t.incumbent_ran
+
+
+def hopeless(t: Trial) -> bool:
+    if t.measurement or t.superseded or t.running:
+        return False
+    return t.failures >= FAILURES or t.faults >= 3
+
+
+def repairs(e: Experiment) -> int:
+    return sum(1 for call in e.calls if call.kind == "repair" and call.reply)
+
+
+def since_keep(night: Night) -> int:
+    """Experiments in a row without a keep."""
+    return next((i for i, n in enumerate(reversed(night.order)) if night.experiments[n].kept), 0)

@@ -1,0 +1,153 @@
+"""One trial in a process of its own: `python -m agent.run.worker TASK_FILE`.
+
+A job description and the commit's files in; out come lines of JSON on stdout, the last of which is one of
+
+    {"measured": {...}}      the fields of a records.Measurement, good or bad
+    {"cancelled": reason}
+    {"fault": reason, "slot_lost": bool}    the machine failed, and says nothing about the code
+    {"tested": {...}} or {"untested": reason}
+
+A process that ends without one has broken. How far it is stands in a small file beside (agent/live.py). A byte on
+stdin asks it to end the trial, `n` at once, and so does the end of stdin. Whatever code under test prints or leaves
+reaches only this process.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from agent import live
+from agent.errors import MachineFault
+from agent.run import trial
+from agent.run.log import Log
+from agent.run.probe import device_fault
+from agent.run.process import Cancel
+from agent.run.progress import Progress
+from agent.run.sandbox import described
+from agent.run.task import Task
+
+RESERVE_BYTES = 256 << 20  # of disk: with less a trial is not begun
+STRANGERS_SHARE = 0.1  # of a GPU's memory, taken by other programs since the start: a trial is not begun
+STRANGERS_SECONDS = 20.0  # how long a process that has ended may take to give its memory back
+LIVE_SECONDS = 0.5  # between two writings of how far it is
+# What drivers print when a GPU fails, and code under test as well may print: such a trial counts as a fault, is run
+# again, and is a crash only where the incumbent runs in between. After every other crash the probe kernel decides.
+DRIVER_FAILED = re.compile(
+    r"(?i)no CUDA-capable device|no CUDA GPUs are available|ECC error|busy or unavailable|system not yet initialized|"
+    r"driver shutting down|CUDA error: unknown error|hardware stack error|GPU is lost|fallen off the bus"
+)
+
+
+def work(task: Task, cancel: Cancel) -> dict[str, Any]:
+    """Do the task; what the last line says."""
+    with Log(task.log) as log:
+        job = trial.Job(task, described(task.sandbox), cancel, log, Reporter(task))
+        try:
+            return test(job) if task.what == "test" else train(job)
+        except MachineFault as fault:
+            return {"fault": str(fault), "slot_lost": True}
+
+
+def train(job: trial.Job) -> dict[str, Any]:
+    """After a crash the machine is looked at before the code is blamed. Raises MachineFault."""
+    check_machine(job)
+    measured = trial.measure(job)
+    if measured["outcome"] == "interrupted" or job.cancel.asked:
+        return {"cancelled": trial.STOPPED}
+    if measured["outcome"] in ("crash", "timeout"):
+        check_machine(job)
+        check_device(job)
+        if sign := DRIVER_FAILED.search(measured["log_tail"]):
+            return {"fault": f"the trial ended as if the GPU had failed: {sign[0]}", "slot_lost": False}
+    return {"measured": measured}
+
+
+def test(job: trial.Job) -> dict[str, Any]:
+    try:
+        return {"tested": trial.test(job)}
+    except (trial.Bad, MachineFault) as bad:
+        return {"untested": str(bad)}
+
+
+def check_machine(job: trial.Job) -> None:
+    """Raises MachineFault where a trial should not begin: the disk is full, or others took the GPU's memory."""
+    free = shutil.disk_usage(job.task.home).free
+    if free < RESERVE_BYTES:
+        raise MachineFault(f"the disk of {job.task.home} is full ({free >> 20} MiB free): make room")
+    if card := job.task.card:
+        from agent.run.gpu import gpu_of
+
+        gpu = gpu_of(card.uuid)
+        allowed = card.used_at_start + STRANGERS_SHARE * gpu.total_bytes()
+        until = time.monotonic() + STRANGERS_SECONDS
+        while (used := gpu.used_bytes()) > allowed and not job.cancel.asked:
+            if time.monotonic() > until:
+                raise MachineFault(
+                    f"another program has taken memory of GPU {gpu.index} ({gpu.name}) since the start: "
+                    f"{used / 1e9:.1f} GB are in use before the trial begins; nvidia-smi shows whose they are"
+                )
+            job.cancel.wait(0.5)
+
+
+def check_device(job: trial.Job) -> None:
+    """Raises MachineFault where a small program does not run on the device, in the trial's own kind of room."""
+    for folder in (job.task.folder / "tree", job.task.output):
+        folder.mkdir(parents=True, exist_ok=True)
+    fault = device_fault(job.sandbox, trial.make_room(job, "training"), job.task.device)
+    trial.remove(job.task.output)
+    if fault:
+        raise MachineFault(fault)
+
+
+class Reporter:
+    """Writes how far the task is, at most so often."""
+
+    def __init__(self, task: Task):
+        self._task, self._since, self._next = task, time.time(), 0.0
+        self("startup", Progress(1.0))
+
+    def __call__(self, phase: str, progress: Progress) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + LIVE_SECONDS
+            task, curve = self._task, progress.curve
+            live.write(
+                Path(task.home),
+                live.Live(
+                    slot=task.slot,
+                    what=task.what,
+                    experiment=task.experiment,
+                    number=task.number,
+                    since=self._since,
+                    log=str(task.log),
+                    phase=phase,
+                    share=curve[-1][0] if curve else 0.0,
+                    loss=curve[-1][1] if curve else None,
+                ),
+            )
+
+
+def listen(cancel: Cancel) -> None:
+    """Until stdin ends, which it does when the loop does."""
+    while (asked := sys.stdin.buffer.read(1)) and asked != b"n":
+        cancel.ask()
+    cancel.ask(now=True)
+
+
+def main() -> None:
+    task, cancel = Task.from_json(Path(sys.argv[1]).read_text()), Cancel()
+    threading.Thread(target=listen, args=(cancel,), daemon=True).start()
+    said = work(task, cancel)
+    live.clear(Path(task.home), task.slot)
+    print(json.dumps(said), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""Where a night stands, as records: what agent/night.py makes of the journal, and what can be read from it.
+
+It knows no clock, disk, thread, git, judge or parser. Long texts are named here by their hash; agent/history.py
+reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from agent import events as ev
+from agent.events import Event, Hash, Rules
+from agent.records import CallKind, Measurement, Reply, State, Stoppers, Verdict
+
+S = TypeVar("S")
+
+
+def replace(state: S, /, **changes: Any) -> S:
+    """dataclasses.replace, without its checks: a night is folded anew at every start, and by every observer."""
+    new = object.__new__(type(state))
+    new.__dict__.update(state.__dict__, **changes)
+    return new
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a proposer."""
+
+    number: int
+    """Counted over the whole night."""
+    kind: CallKind
+    system: Hash
+    question: Hash
+    began: float
+    charge: float | None
+    """Dollars that count as spent: what was reserved, until the reply tells. None: unknown."""
+    in_flight: bool = True
+    reply: Reply | None = None
+    """Without its text."""
+    text: Hash = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial. It is begun, with the same number and seed, until it has a measurement."""
+
+    number: int
+    commit: str
+    seed: int
+    slot: int
+    attempt: int = 1
+    began: float = 0.0
+    turn: int = 0
+    """Trials that were begun in this night before it."""
+    running: bool = True
+    measurement: Measurement | None = None
+    """Without curve, log and numbers."""
+    details: Hash = ""
+    superseded: bool = False
+    faults: int = 0
+    """Of the machine, since the slot was changed."""
+    failures: int = 0
+    """Times that what runs it broke."""
+    incumbent_ran: bool = False
+    """After two faults of this trial, the incumbent ran on this machine without one."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Where one experiment stands."""
+
+    number: int
+    parent: str
+    created: float
+    state: State = "ask"
+    calls: tuple[Call, ...] = ()
+    refused: Hash = ""
+    """Why the last reply can't be applied."""
+    defects: int = 0
+    """Times that this program failed to ask."""
+    proposal: Hash = ""
+    category: str = ""
+    files: Hash = ""
+    fingerprint: str = ""
+    commit: str = ""
+    """What is trained."""
+    wanted: int = 0
+    """Trials of the present commit that are wanted before it is judged."""
+    trials: tuple[Trial, ...] = ()
+    verdict: Verdict | None = None
+    published: str = ""
+    """The commit under its final message."""
+    test: Hash | None = None
+    """Held-out figures; "" where there are none to be had, None before they are here."""
+    test_attempt: int = 0
+    test_slot: int | None = None
+    """Where the test runs now."""
+    test_began: float = 0.0
+
+    @property
+    def current(self) -> tuple[Trial, ...]:
+        return tuple(t for t in self.trials if not t.superseded)
+
+    @property
+    def kept(self) -> bool:
+        return self.verdict is not None and self.verdict.kept
+
+    @property
+    def asking(self) -> Call | None:
+        return self.calls[-1] if self.calls and self.calls[-1].in_flight else None
+
+
+@dataclass(frozen=True)
+class Standing:
+    """All that the journal says. Experiments by number; `order` as they were published."""
+
+    now: float = 0.0
+    """Of the newest event."""
+    started: float = 0.0
+    """When this process began."""
+    starts: int = 0
+    rules: Rules | None = None
+    contract: Hash = ""
+    program: Hash = ""
+    program_text: Hash = ""
+    stoppers: Stoppers = Stoppers()
+    device: str = ""
+    sandbox: str = ""
+    proposer: str = ""
+    data: str = ""
+    hardware: str = ""
+    weaker: str = ""
+    cards: str = ""
+    other_cards: bool = False
+    """These are not the GPUs that the incumbent was measured on."""
+    notes: tuple[tuple[float, str], ...] = ()
+    requests: frozenset[str] = frozenset()
+    stopping: bool = False
+    blocked: str = ""
+    """Why no call can be made any more by this process."""
+    finishing: str = ""
+    """Why a person wants nothing new to be begun."""
+    ended: ev.Ended | None = None
+    experiments: dict[int, Experiment] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+    kept: dict[str, int] = field(default_factory=dict)
+    """Published commit -> experiment, oldest first; the last is the incumbent."""
+    tried: dict[str, int] = field(default_factory=dict)
+    """Fingerprint -> the newest experiment that ran it, or is about to."""
+    calls: int = 0
+    """Calls that were begun."""
+    replies: int = 0
+    tokens: int = 0
+    spent: float | None = 0.0
+    """Dollars, with what is reserved for calls in flight; None: the price of one is unknown."""
+    outages: int = 0
+    """Of the proposer, in a row."""
+    failed_at: float = 0.0
+    """When the last call failed."""
+    begins: int = 0
+    """Trials that were begun, each time counted."""
+    lost_slots: frozenset[int] = frozenset()
+    baseline_failed: str = ""
+    void: tuple[Trial, ...] = ()
+    """Trials of a baseline that did not run: the next one goes on counting."""
+
+    @property
+    def tip(self) -> str:
+        """The incumbent's commit; "" before the baseline stands."""
+        return next(reversed(self.kept), "")
+
+    @property
+    def incumbent(self) -> Experiment | None:
+        return self.experiments[self.kept[self.tip]] if self.kept else None
+
+    @property
+    def open(self) -> list[Experiment]:
+        """Those without a final verdict, oldest first."""
+        return [e for e in self.experiments.values() if e.state != "published"]
+
+    @property
+    def running(self) -> Iterator[tuple[Experiment, Trial]]:
+        return ((e, t) for e in self.experiments.values() for t in e.trials if t.running)
+
+    @property
+    def testing(self) -> list[Experiment]:
+        return [e for e in self.experiments.values() if e.test_slot is not None]
+
+    @property
+    def busy(self) -> set[int]:
+        """Slots where a trial or a test runs."""
+        return {t.slot for _, t in self.running} | {e.test_slot for e in self.testing if e.test_slot is not None}
+
+    def awaits(self, event: Event) -> bool:
+        """Whether this result or request is news: not a second copy, and not of something that was given up."""
+        match event:
+            case ev.Replied() | ev.CallFailed():
+                call = self.experiments[event.experiment].asking
+                return call is not None and call.number == event.call
+            case ev.Measured() | ev.TrialFailed() | ev.MachineFault() | ev.TrialCancelled():
+                trial = self.experiments[event.experiment].trials[event.number]
+                return trial.running and trial.attempt == event.attempt
+            case ev.Tested():
+                experiment = self.experiments[event.experiment]
+                return experiment.test_slot is not None and experiment.test_attempt == event.attempt
+            case ev.Requested():
+                return event.id not in self.requests
+        return True
+
+
+def added(spent: float | None, more: float | None) -> float | None:
+    return None if spent is None or more is None else spent + more
+
+
+def settled(spent: float | None, reserved: float | None, cost: float | None) -> float | None:
+    """What is spent, once a call that `reserved` was set aside for has cost `cost`."""
+    return None if spent is None or reserved is None or cost is None else spent - reserved + cost

@@ -1,0 +1,35 @@
+"""Whole nights in simulation: some minutes of them belong into `python -m bench.simulate`, one into the test suite."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from bench.mutations import MUTATIONS, caught
+from bench.simulate import simulate
+
+NIGHTS = 400
+
+
+def test_no_promise_is_broken_in_any_night():
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench.simulate", "--nights", str(NIGHTS), "--seed", "suite"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["nights"] == NIGHTS and found["violations"] == 0
+    assert min(found["crashes"], found["kept"], found["rebased"]) > NIGHTS // 4, "the nights are no quiet ones"
+
+
+def test_a_night_is_replayed_exactly_from_its_seed():
+    assert simulate("suite:3") == simulate("suite:3")
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_promise_that_is_broken_on_purpose_is_noticed(name: str):
+    assert caught(name, "0", 1500) is not None
