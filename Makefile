@@ -11,36 +11,38 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 run: setup
 	$(BIN)/python -m agent.loop $(ARGS)
 
-test: setup
+test: $(VENV)/tests
 	$(BIN)/python -m pytest -n 2
 
-lint: setup
+lint: $(VENV)/tests
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-attack: setup
+attack: $(VENV)/tests
 	$(BIN)/python -m bench.attack
 
 setup: $(VENV)/ready
 
-# Where $(PYTHON) has a torch of 2.11 or newer (a GPU image), that one is used: OWN_TORCH is the folder it is in.
+# Where $(PYTHON) has a torch of 2.11 or newer (a GPU image), that one is used and never replaced: OWN_TORCH is the
+# folder it is in, and the environment sees it and what lies beside it.
 OWN_TORCH := $(shell $(PYTHON) -c 'from importlib.metadata import distribution; d = distribution("torch"); \
   print(d.locate_file("") if tuple(map(int, d.version.split(".")[:2])) >= (2, 11) else "")' 2>/dev/null)
-OTHERS = import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
-  print("\n".join(d for d in p["dependencies"] + p["optional-dependencies"]["dev"] if not d.startswith("torch")))
-define BESIDE_OWN_TORCH
-echo "using the torch of $(OWN_TORCH)" && $(BIN)/python -c '$(OTHERS)' > $(VENV)/others.txt && \
-$(INSTALL) --requirement $(VENV)/others.txt && $(INSTALL) --no-deps --editable . && \
-echo "$(OWN_TORCH)" > $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')/own_torch.pth
-endef
+SITE = $$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')
+EXTRAS = $(if $(OWN_TORCH),example,example$(COMMA)torch)
+COMMA = ,
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
 	@echo "setting up $(VENV): a minute or two, longer where torch must be downloaded"
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "error: the venv module is missing; install it, like: apt install python3-venv" >&2; exit 2; }
-	@$(if $(OWN_TORCH),$(BESIDE_OWN_TORCH),$(INSTALL) --editable '.[dev]')
+	@$(if $(OWN_TORCH),echo "using the torch of $(OWN_TORCH)" && echo "$(OWN_TORCH)" > $(SITE)/own_torch.pth)
+	@$(INSTALL) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(VENV)/tests: $(VENV)/ready
+	@$(INSTALL) --editable '.[dev]'
 	@touch $@
 
 clean:

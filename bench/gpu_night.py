@@ -3,6 +3,7 @@
     python -m bench.gpu_night                        the full story: about 12 minutes at 20 s a trial
     python -m bench.gpu_night --short --seconds 5    the baseline and one change of code: 3 to 4 minutes
     python -m bench.gpu_night --at DIR --part 1      until the loop is killed in a trial; --part 2 goes on from there
+    python -m bench.gpu_night --device cpu           the same story where there is no GPU, at 96k tokens a trial
 
 The project is a copy of this repository's train.py with a low learning rate, so that there is something to find. The
 loop runs as people run it, as a program of its own in that project. Prints a table of seconds, what was checked, and as
@@ -28,12 +29,21 @@ import yaml
 from agent.errors import Failure
 from agent.history import History
 from agent.ledger import Ledger
+from agent.program import Device
 from agent.records import Experiment
-from agent.run.gpu import visible_gpus
+from agent.run.gpu import device_name, find_device, visible_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ("train.py", "prepare.py", "corpus.py", "evaluation.py")
-RATE, LOW_RATE = "    MATRIX_LR = 0.045\n", "    MATRIX_LR = 0.02\n"
+# The lines of train.py that the story changes, by device: the rate, the rate it begins with, and one far too low.
+RATES = {
+    "cuda": ("    MATRIX_LR = 0.045", "    MATRIX_LR = 0.005", "    MATRIX_LR = 0.00005"),
+    "cpu": tuple(
+        f"MATRIX_LR = {rate}  # Muon's peak rate, for the blocks' matrices" for rate in (0.03, 0.001, 0.00001)
+    ),
+}
+CPU_MEMORY = "MEMORY_SLOTS = {}  # places in each memory; best more than there are tokens to train on"
+MEMORIES = {"cuda": ("    MEMORY_SLOTS = {}", 134217728, 1 << 34), "cpu": (CPU_MEMORY, 1048576, 1 << 44)}
 KILLED_IN = 2  # the experiment in whose first trial the loop is killed
 WARM_SECONDS = 10.0  # the most that a trial whose code was compiled before may take to start
 
@@ -51,32 +61,40 @@ CHANGE_OF_CODE = proposal(
     "        return x + self.down(torch.sigmoid(self.up(norm(x))))",
 )
 ATTENTION = "        y = F.scaled_dot_product_attention(q, k, v, is_causal={}, scale=self.scale)"
-MEMORY = "    MEMORY_SLOTS = {}"
 FLOOR = "FINAL_LR = {}  # the rate at the end, as a share of the peak"
-# What is expected, words of its reason, and the replies: the third has one that can't be read, and its repair.
-STORY = [
-    ("keep", "", [proposal("The matrices can take a higher rate.", LOW_RATE, RATE)]),
-    ("discard", "", [proposal("A far lower rate settles better.", RATE, "    MATRIX_LR = 0.0005")]),
-    ("discard", "", ["I would change the MLP, but I forget how to say it.", CHANGE_OF_CODE]),
-    (
-        "crash",
-        "out of memory",
-        [proposal("A larger memory.", MEMORY.format(134217728), MEMORY.format(17179869184))],
-    ),
-    (
-        "violation",
-        "causal",
-        [proposal("Attention in both directions.", ATTENTION.format("True"), ATTENTION.format("False"))],
-    ),
-    ("crash", "nan", [proposal("Another floor.", FLOOR.format("0.0"), FLOOR.format('float("nan")'))]),
-]
+Step = tuple[str, str, list[str]]
+"""The verdict that is expected, words of its reason, and the replies."""
+
+
+def story(device: Device) -> list[Step]:
+    """The third step has a reply that can't be read, and its repair; the fourth crashes as soon as it starts, which
+    goes back to the proposer twice."""
+    rate, low_rate, lowest_rate = RATES[device]
+    memory, slots, too_many = MEMORIES[device]
+    larger = [
+        proposal("A larger memory.", memory.format(slots), memory.format(int(too_many * share)))
+        for share in (1, 0.9, 0.8)
+    ]
+    return [
+        ("keep", "", [proposal("The matrices can take a higher rate.", low_rate, rate)]),
+        ("discard", "", [proposal("A far lower rate settles better.", rate, lowest_rate)]),
+        ("discard", "", ["I would change the MLP, but I forget how to say it.", CHANGE_OF_CODE]),
+        ("crash", "memory", larger),
+        (
+            "violation",
+            "causal",
+            [proposal("Attention in both directions.", ATTENTION.format("True"), ATTENTION.format("False"))],
+        ),
+        ("crash", "nan", [proposal("Another floor.", FLOOR.format("0.0"), FLOOR.format('float("nan")'))]),
+    ]
 
 
 class Project:
     """The repository in which the night runs, and what is known of it from outside."""
 
-    def __init__(self, folder: Path, data: Path | None, seconds: float, short: bool):
-        self.folder, self.story = folder, [("", "", [CHANGE_OF_CODE])] if short else STORY
+    def __init__(self, folder: Path, data: Path | None, seconds: float, short: bool, device: Device):
+        self.folder, self.device, self.short = folder, device, short
+        self.story: list[Step] = [("", "", [CHANGE_OF_CODE])] if short else story(device)
         self.replies, self.home = folder.with_name(folder.name + "-replies"), folder / ".research" / "bench"
         self.data, self.seconds = data, seconds
 
@@ -86,9 +104,16 @@ class Project:
         for name in FILES:
             shutil.copy(ROOT / name, self.folder / name)
         train = (ROOT / "train.py").read_text()
-        (self.folder / "train.py").write_text(train.replace(RATE, LOW_RATE))
+        rate, low_rate, _ = RATES[self.device]
+        assert rate in train, "train.py has changed: so must the lines of this story"
+        (self.folder / "train.py").write_text(train.replace(rate, low_rate))
         _, front, prose = (ROOT / "program.md").read_text().split("---\n", 2)
-        contract = yaml.safe_load(front) | {"budget": {"cuda": f"{self.seconds:g}s"}, "reruns": 3, "device": "cuda"}
+        budget = f"{self.seconds:g}s"
+        if self.short:  # about as long, and the cap makes two seeds of the baseline enough
+            budget = f"{self.seconds:g}M tokens within 500s"
+        if self.device == "cpu":
+            budget = "96k tokens within 60s"
+        contract = yaml.safe_load(front) | {"budget": {self.device: budget}, "reruns": 3, "device": self.device}
         if self.data:
             places = {"data": [f"{self.data}/train"], "holdout": [f"{self.data}/heldout"]}
             contract |= {**places, "environment": ["OVERNIGHT_CACHE"]}
@@ -149,10 +174,11 @@ class Project:
         mine = [p.pid for p in psutil.process_iter(["cmdline"]) if str(self.folder) in str(p.info["cmdline"])]
         if left := set(mine) - before - {os.getpid()}:
             wrong.append(f"processes were left: {sorted(left)}")
-        if (used := visible_gpus()[0].used_bytes() - used_before) > 1 << 30:
+        if (used := used_bytes(self.device) - used_before) > 1 << 30:
             wrong.append(f"{used >> 20} MiB of GPU memory were left in use")
-        slow = [s for s in self.warm_starts() if s > WARM_SECONDS]
-        return wrong + [f"a warm start took {max(slow):.1f} s, more than {WARM_SECONDS:g}"] * bool(slow)
+        if (slow := max(self.warm_starts(), default=0.0)) > WARM_SECONDS:
+            wrong.append(f"a warm start took {slow:.1f} s, more than {WARM_SECONDS:g}")
+        return wrong
 
     def warm_starts(self) -> list[float]:
         """Startup seconds of every trial but the first of each experiment."""
@@ -169,6 +195,11 @@ class Project:
                 row = [f"{experiment.number}.{number}", verdict, m.outcome, m.metric, m.startup_seconds, trained]
                 rows.append([*row, save, m.evaluation_seconds, m.peak_memory_gb])
         return rows
+
+
+def used_bytes(device: Device) -> int:
+    """Of the first GPU's memory."""
+    return visible_gpus()[0].used_bytes() if device == "cuda" else 0
 
 
 def who_and_where(project: Project) -> str:
@@ -211,20 +242,20 @@ def main() -> int:
     parser.add_argument("--part", type=int, choices=(1, 2), help="until the kill, or from there on; default: both")
     parser.add_argument("--at", type=Path, help="folder to make the project in; default: a new one in home")
     parser.add_argument("--data", type=Path, help="where the corpus lies; default: ~/.cache/overnight")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments = parser.parse_args()
     try:
-        gpus = visible_gpus()
-        if not gpus:
-            raise Failure("this needs a GPU, and none can be seen: look at nvidia-smi")
+        find_device(arguments.device)
         base = arguments.at or Path(tempfile.mkdtemp(prefix="gpu-night-", dir=Path.home()))
-        project = Project(base.resolve() / "project", arguments.data, arguments.seconds, arguments.short)
+        project = Project(base.resolve() / "project", arguments.data, arguments.seconds, arguments.short,
+                          arguments.device)  # fmt: skip
         if arguments.part != 2:
             project.make()
     except (Failure, OSError) as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 2
-    print(f"{who_and_where(project)}; {gpus[0].name}", flush=True)
-    before, used, began = set(psutil.pids()), gpus[0].used_bytes(), time.monotonic()
+    print(f"{who_and_where(project)}; {device_name(project.device)}", flush=True)
+    before, used, began = set(psutil.pids()), used_bytes(project.device), time.monotonic()
     if not arguments.short and arguments.part != 2:
         project.kill_in_a_trial(project.start())
         if arguments.part == 1:
