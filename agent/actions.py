@@ -95,6 +95,8 @@ class Actions:
             case ev.Published(experiment=number):
                 return self.published(night, number)
             case ev.Tested(experiment=number):
+                if event.reason:  # it may have been given up, and still run
+                    self.executor.cancel(number, night.experiments[number].test_number, event.reason)
                 self.forget(night, number)
             case ev.TrialFailed() if night.experiments[event.experiment].trials[event.number].failures:
                 self.executor.cancel(event.experiment, event.number, event.reason)
@@ -207,8 +209,7 @@ class Actions:
         for e, t in night.running:
             self.executor.cancel(e.number, t.number, why)
         for e in night.testing:
-            for t in e.current:
-                self.executor.cancel(e.number, t.number, why)
+            self.executor.cancel(e.number, e.test_number, why)
 
     def published(self, night: Night, number: int) -> list[Event]:
         e = night.experiments[number]

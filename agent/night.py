@@ -275,12 +275,15 @@ class Night(Standing):
         e = self.need(event.experiment, "published")
         if event.slot in self.busy or e.test is not None or event.attempt != e.test_attempt + 1:
             raise OutOfOrder(f"the test of experiment {e.number} is begun out of turn")
-        return self.change(e.number, test_attempt=event.attempt, test_slot=event.slot, test_began=event.at)
+        begun = {"test_number": event.number, "test_attempt": event.attempt, "test_slot": event.slot}
+        return self.change(e.number, test_began=event.at, **begun)
 
     def on_Tested(self, event: ev.Tested) -> Night:
         night = self
         if not night.awaits(event):
             raise OutOfOrder(f"a test of experiment {event.experiment} that does not run")
+        if event.reason and night.stopping:  # it was ended from here: it begins again
+            return night.change(event.experiment, test_slot=None)
         if event.reason:
             text = f"the test of experiment {event.experiment} failed: {event.reason}"
             night = replace(night, notes=(*night.notes, (event.at, text)))

@@ -98,6 +98,8 @@ class Experiment:
     test_slot: int | None = None
     """Where the test runs now."""
     test_began: float = 0.0
+    test_number: int = 0
+    """Of the trial whose output is tested."""
 
     @property
     def current(self) -> tuple[Trial, ...]:
