@@ -44,6 +44,13 @@ def test_help_lists_the_commands_and_every_flag_has_a_line():
         assert len(line.split(f"--{flag} ")[1].strip(" │").split()) > 2, line
 
 
+def test_the_loop_is_loaded_once_when_it_is_run_as_a_module():
+    command = [sys.executable, "-X", "importtime", "-m", "agent.loop", "--help"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+    assert "agent.policy" in imported and "agent.loop" not in imported
+
+
 def test_status_and_report_read_a_night_and_show_what_models_wrote_as_text(project: Path, tmp_path: Path):
     hostile = block("RATE = 0.5", "RATE = 0.3", "[bold red]Look[/] \x1b[2J \x1b]0;title\x07 here.")
     night(project, "--replay", str(write_replies(tmp_path / "replies", hostile)), "--experiments", "1")
