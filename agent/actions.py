@@ -91,7 +91,7 @@ class Actions:
             case ev.TestBegun(experiment=number):
                 self.executor.submit(self.job(night, "test", number, event.number, event), self.emit)
             case ev.Committed(experiment=number) | ev.Rebased(experiment=number):
-                self.repository.pin(number, event.commit)
+                self.pin(night, number)
             case ev.Published(experiment=number):
                 return self.published(night, number)
             case ev.Tested(experiment=number):
@@ -109,9 +109,8 @@ class Actions:
         self.repository.clear_stale_locks()
         pins = self.repository.pins()
         for e in night.experiments.values():
-            commit = e.published or e.commit
-            if commit and pins.get(e.number) != commit:
-                self.repository.pin(e.number, commit)
+            if pins.get(e.number, "") != (e.published or e.commit):
+                self.pin(night, e.number)
             if e.state == "published" and e.test_slot is None:
                 self.forget(night, e.number)
             if e.state == "published" and not e.kept:
@@ -217,10 +216,17 @@ class Actions:
         if not e.kept:
             self.executor.discard(number)
         if e.published:
-            self.repository.pin(number, e.published)
+            self.pin(night, number)
         for done in [number, *list(night.kept.values())[-2:]]:  # the incumbent may have been run again for this
             self.forget(night, done)
         return notes
+
+    def pin(self, night: Night, number: int) -> None:
+        """Every commit that was measured stays for ever, whatever was decided about it."""
+        e = night.experiments[number]
+        for commit in {t.commit for t in e.trials if t.superseded} - {e.parent}:
+            self.repository.pin_older(number, commit)
+        self.repository.pin(number, e.published or e.commit)
 
     def advance(self, night: Night) -> list[Event]:
         """research/<tag> moves to the incumbent; a tip that somebody else has put there is saved and noted."""

@@ -201,6 +201,10 @@ class Workspace:
         """Keep an experiment's commit for ever, whatever was decided about it."""
         self._git("update-ref", f"refs/experiments/{self.tag}/{number}", commit)
 
+    def pin_older(self, number: int, commit: str) -> None:
+        """Keep a commit that its experiment was measured on before it was put onto a newer incumbent."""
+        self._git("update-ref", f"refs/experiments/{self.tag}/{number}-{commit[:12]}", commit)
+
     def advance(self, commit: str, ours: Sequence[str] = ()) -> str:
         """Move research/<tag> to a kept commit. A tip that is not one of `ours` was made by somebody else: it is
         saved under a ref of its own, and told. Raises Failure where git can't hold such a branch."""

@@ -138,7 +138,10 @@ class Watch(Inspector):
             raise Violation("verified: the branch is not where the journal says")
         if self.world.theirs and self.world.theirs not in self.world.refs.values():
             raise Violation("nothing lost: the commit that a person put on the branch is held by no ref")
+        held = set(self.world.refs.values())
         for e in self.night.experiments.values():
+            if gone := [t for t in e.trials if t.superseded and t.commit not in held and e.number]:
+                raise Violation(f"nothing lost: the commit of trial {e.number}-{gone[0].number} is held by no ref")
             if e.published and self.world.refs.get(f"pin-{e.number}") != e.published:
                 raise Violation(f"nothing lost: experiment {e.number} is not pinned")
 

@@ -179,6 +179,9 @@ class SimRepository:
     def pin(self, number: int, commit: str) -> None:
         self._set(f"pin-{number}", commit)
 
+    def pin_older(self, number: int, commit: str) -> None:
+        self._set(f"older-{number}-{commit}", commit)
+
     def advance(self, commit: str, ours: Sequence[str] = ()) -> str:
         if self.world.inspector:
             self.world.inspector.advanced(commit)
