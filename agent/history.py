@@ -39,7 +39,7 @@ class History:
     def brief(self, e: state.Experiment) -> Experiment:
         """Without questions, files, curves and logs; of a crash the end of its log stays."""
         before = self.told.get(e.number)
-        if before is None or before[0] != e:
+        if before is None or before[0] is not e:
             before = e, self.whole(e, brief=True)
             self.told[e.number] = before
         return before[1]

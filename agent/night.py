@@ -67,7 +67,7 @@ class Night(Standing):
             night = night.change(e.number, test_slot=None)
         if night.baseline_failed:  # the person may have corrected it: it begins anew
             old = tuple(replace(t, superseded=True) for t in night.experiments[0].trials)
-            night = replace(night, baseline_failed="", void=old, experiments={}, tried={})
+            night = replace(night, baseline_failed="", void=old, experiments={}, undecided=(), tried={})
         return replace(
             night, rules=event.rules, program=event.program, program_text="", stoppers=event.stoppers,
             device=event.device, sandbox=event.sandbox, proposer=event.proposer, started=event.at,
@@ -113,7 +113,7 @@ class Night(Standing):
             fingerprint=event.fingerprint, commit=event.commit, trials=self.void,
             wanted=self.rules.seeds if self.rules else 1,
         )  # fmt: skip
-        return replace(self, experiments={0: baseline}, tried={event.fingerprint: 0})
+        return replace(self, experiments={0: baseline}, undecided=(0,), tried={event.fingerprint: 0})
 
     def on_BaselineFailed(self, event: ev.BaselineFailed) -> Night:
         self.need(0, "measured")
@@ -128,7 +128,8 @@ class Night(Standing):
             if number != len(night.experiments):
                 raise OutOfOrder(f"experiment {number} after {len(night.experiments)}")
             new = Experiment(number=number, parent=event.parent, created=event.at)
-            night = replace(night, experiments={**night.experiments, number: new})
+            undecided = (*night.undecided, number)
+            night = replace(night, experiments={**night.experiments, number: new}, undecided=undecided)
         e = night.need(number, "ask", "refused")
         asked = Call(call, event.kind, event.system, event.question, event.at, event.reserved_usd)
         night = night.change(number, state="asking", calls=(*e.calls, asked), parent=event.parent, refused="")
@@ -200,7 +201,7 @@ class Night(Standing):
                     night = night.change(e.number, state="measured")
         if night.incumbent and number == night.incumbent.number:
             night = replace(night, other_cards=False)
-            for e in night.experiments.values():
+            for e in night.alive:
                 for t in e.trials:
                     if t.faults >= 2:
                         night = night.change_trial(e.number, t.number, incumbent_ran=True)
@@ -213,12 +214,13 @@ class Night(Standing):
     def on_MachineFault(self, event: ev.MachineFault) -> Night:
         night = self
         trial = night._in_a_slot(event)
+        night = replace(night, fault=event.reason)
         night = night.change_trial(event.experiment, trial.number, running=False, faults=trial.faults + 1)
         incumbent = night.incumbent
         of_the_best = event.experiment == (incumbent.number if incumbent else 0)
         if not event.slot_lost and not (of_the_best and trial.faults + 1 >= 2):
             return night
-        for e in night.experiments.values():  # elsewhere everything begins anew
+        for e in night.alive:  # elsewhere everything begins anew
             for t in e.trials:
                 if t.faults and not t.measurement:
                     night = night.change_trial(e.number, t.number, faults=0, incumbent_ran=False)
@@ -259,7 +261,8 @@ class Night(Standing):
         night = self
         e = night.need(event.experiment, "judged")
         night = night.change(e.number, state="published", published=event.commit)
-        night = replace(night, order=(*night.order, e.number))
+        undecided = tuple(number for number in night.undecided if number != e.number)
+        night = replace(night, order=(*night.order, e.number), undecided=undecided)
         if not e.kept:
             return night
         if night.tip and e.parent != night.tip:

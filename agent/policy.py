@@ -208,8 +208,8 @@ def test(night: Night, can: Capacity) -> Action | None:
     slot = free_slot(night, can)
     if slot is None or len(night.testing) >= can.evaluations:
         return None
-    waiting = [e for e in night.experiments.values() if e.kept and e.state == "published" and e.test is None]
-    return next((Test(e.number, slot) for e in waiting if e.test_slot is None), None)
+    kept = [night.experiments[number] for number in night.kept.values()]
+    return next((Test(e.number, slot) for e in kept if e.test is None and e.test_slot is None), None)
 
 
 def train(night: Night, can: Capacity) -> Action | None:
@@ -266,7 +266,7 @@ def end(night: Night) -> Action | None:
         return None
     reason = enough(night)
     if reason is None:
-        return End("no slot is left: the machine failed", 3) if night.lost_slots else None
+        return End(f"no slot is left: {night.fault}", 3) if night.lost_slots else None
     return End(reason[0], 3 if night.open else reason[1])
 
 

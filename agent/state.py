@@ -146,6 +146,8 @@ class Standing:
     """Why a person wants nothing new to be begun."""
     ended: ev.Ended | None = None
     experiments: dict[int, Experiment] = field(default_factory=dict)
+    undecided: tuple[int, ...] = ()
+    """Experiments without a final verdict, oldest first."""
     order: tuple[int, ...] = ()
     kept: dict[str, int] = field(default_factory=dict)
     """Published commit -> experiment, oldest first; the last is the incumbent."""
@@ -163,6 +165,8 @@ class Standing:
     """When the last call failed."""
     begins: int = 0
     """Trials that were begun, each time counted."""
+    fault: str = ""
+    """The newest fault of the machine."""
     lost_slots: frozenset[int] = frozenset()
     baseline_failed: str = ""
     void: tuple[Trial, ...] = ()
@@ -180,15 +184,20 @@ class Standing:
     @property
     def open(self) -> list[Experiment]:
         """Those without a final verdict, oldest first."""
-        return [e for e in self.experiments.values() if e.state != "published"]
+        return [self.experiments[number] for number in self.undecided]
+
+    @property
+    def alive(self) -> list[Experiment]:
+        """All of which a trial or a test may run: the kept ones may be run again."""
+        return [*(self.experiments[number] for number in self.kept.values()), *self.open]
 
     @property
     def running(self) -> Iterator[tuple[Experiment, Trial]]:
-        return ((e, t) for e in self.experiments.values() for t in e.trials if t.running)
+        return ((e, t) for e in self.alive for t in e.trials if t.running)
 
     @property
     def testing(self) -> list[Experiment]:
-        return [e for e in self.experiments.values() if e.test_slot is not None]
+        return [e for e in self.alive if e.test_slot is not None]
 
     @property
     def busy(self) -> set[int]:
