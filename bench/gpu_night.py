@@ -5,7 +5,7 @@
     python -m bench.gpu_night --at DIR --part 1      until the loop is killed in a trial; --part 2 goes on from there
     python -m bench.gpu_night --device cpu           the same story where there is no GPU, at 96k tokens a trial
 
-The project is a copy of this repository's train.py with a low learning rate, so that there is something to find. The
+The project is a copy of this repository's train.py with too low a rate for its output layer, something to be found. The
 loop runs as people run it, as a program of its own in that project. Prints a table of seconds, what was checked, and as
 the last line one JSON object. `--at` is where the project is made (default: in home), `--data` where the corpus lies.
 """
@@ -89,7 +89,8 @@ class Project:
     """The repository in which the night runs, and what is known of it from outside."""
 
     def __init__(self, folder: Path, data: Path | None, seconds: float, short: bool, device: Device):
-        self.folder, self.device, self.short = folder, device, short
+        self.folder, self.short = folder, short
+        self.device: Device = device
         self.story: list[Step] = [("", "", [CHANGE_OF_CODE])] if short else story(device)
         self.replies, self.home = folder.with_name(folder.name + "-replies"), folder / ".research" / "bench"
         self.data, self.seconds = data, seconds
