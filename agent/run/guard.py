@@ -20,12 +20,10 @@ import time
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from agent.run import syscalls  # noqa: E402
-from agent.run.wall import USER  # noqa: E402
 
 PAGE = resource.getpagesize()
 POLL_SECONDS = 0.05
 OVER_LIMIT = 77  # exit status of a trial that was ended here; the reason is its last line on stderr
-FILES = "OVERNIGHT_FILES"  # in the environment, `from:to from:to`: open files, and the numbers they shall have
 USERS = range(64100, 65000)  # user ids for rooms without namespaces, below the 65,536 that most containers map
 
 
@@ -171,7 +169,7 @@ def start(argv: list[str], limits: dict, user: int | None) -> int:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out all the same, this is what the kernel ends first
         # an empty environment: bwrap's own can be read in the room as /proc/1/environ
-        os.execve(argv[0], argv, {} if user is None else {USER: str(user)})
+        os.execve(argv[0], argv, {} if user is None else {syscalls.USER: str(user)})
     except OSError as error:
         print(f"sandbox: {argv[0]} does not start: {error}", file=sys.stderr, flush=True)
     os._exit(127)
@@ -212,7 +210,7 @@ def wait_for_child(seconds: float) -> None:
 
 def renumber_files() -> None:
     """Give the files that were handed over the numbers under which the command expects them."""
-    for pair in os.environ.pop(FILES, "").split():
+    for pair in os.environ.pop(syscalls.FILES, "").split():
         file, number = map(int, pair.split(":"))
         os.dup2(file, number, inheritable=True)
         os.close(file)
@@ -224,7 +222,7 @@ def main() -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: asked.append(number))
-    syscalls.die_with_parent(os.getppid(), signal.SIGHUP)
+    syscalls.die_with_parent(int(os.environ.get(syscalls.PARENT, os.getppid())), signal.SIGHUP)
     syscalls.adopt_orphans()
     try:
         mine = own_user(limits)

@@ -23,8 +23,8 @@ from agent.protocols import Emit, Job
 from agent.records import Measurement
 from agent.run.cache import CompileCache
 from agent.run.gpu import visible_gpus
-from agent.run.process import START
 from agent.run.sandbox import Sandbox, describe
+from agent.run.syscalls import PARENT
 from agent.run.task import Card, Metric, Task
 from agent.run.trial import remove
 
@@ -124,9 +124,9 @@ class LocalExecutor:
         path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
         command = [sys.executable, "-P", "-m", "agent.run.worker", str(description)]  # -P: nothing of the repository
         process = subprocess.Popen(
-            [sys.executable, "-ISc", START, str(os.getpid()), *command],
+            command,
             cwd=self.root,
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | {"PYTHONPATH": path, PARENT: str(os.getpid())},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

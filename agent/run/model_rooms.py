@@ -21,8 +21,8 @@ import sys
 import threading
 from pathlib import Path
 
-from agent.run.guard import FILES
 from agent.run.sandbox import Room, Sandbox
+from agent.run.syscalls import FILES, PARENT
 
 CLIENT = Path(__file__).with_name("ask_for_room.py")
 MOST_FILES = 64  # that one process of a model may be given
@@ -102,7 +102,8 @@ class ModelRooms:
             room = Room(**{**vars(self._room), "scratch": scratch})
             command = self._sandbox.wrap(argv, room)
             pairs = " ".join(f"{file}:{number}" for file, number in zip(moved, numbers, strict=True))
-            return subprocess.Popen(command, env={FILES: pairs}, pass_fds=moved)  # closes every other file
+            env = {FILES: pairs, PARENT: str(os.getpid())}
+            return subprocess.Popen(command, env=env, pass_fds=moved)  # which closes every other file
         finally:
             for file in moved:
                 os.close(file)

@@ -25,6 +25,7 @@ from pathlib import Path
 import psutil
 
 from agent.run.log import Lines, Log
+from agent.run.syscalls import PARENT
 
 MARK = "RESEARCH_TRIAL"  # environment variable: the unique id of the command a process belongs to
 CHUNK = 1 << 16
@@ -172,10 +173,11 @@ def run_process(
     """
     mark, started = uuid.uuid4().hex, time.monotonic()
     _note(record, mark)
+    start = [] if guarded else [sys.executable, "-ISc", START, str(os.getpid())]  # a guard sees to that itself
     process = subprocess.Popen(
-        [sys.executable, "-ISc", START, str(os.getpid()), *argv],
+        [*start, *argv],
         cwd=cwd,
-        env={**env, MARK: mark},
+        env={**env, MARK: mark, PARENT: str(os.getpid())},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if apart else subprocess.STDOUT,
@@ -204,7 +206,8 @@ def run_process(
             seconds = time.monotonic() - started
             if guarded:
                 hang_up(process.pid)
-            tree.kill()
+            if not guarded or process.poll() is None or process.returncode < 0:  # a guard has left nothing
+                tree.kill()
             with contextlib.suppress(subprocess.TimeoutExpired):  # unkillable only inside a driver
                 process.wait(10)
             reader.rest()

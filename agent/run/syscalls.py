@@ -13,6 +13,10 @@ import platform
 import stat
 import struct
 
+# Names in the environment by which guard.py and wall.py are told what belongs to one start.
+FILES = "OVERNIGHT_FILES"  # `from:to from:to`: open files, and the numbers they shall have
+USER = "OVERNIGHT_USER_ID"  # whom to become, chosen by the guard
+PARENT = "OVERNIGHT_PARENT"  # the process with which to end
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT = 1, 8, 38, 36, 47
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2

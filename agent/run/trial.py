@@ -28,7 +28,6 @@ from typing import Any, Literal
 from agent.run.cache import CompileCache, ModuleCache, compiled_modules
 from agent.run.device_use import DeviceUse
 from agent.run.log import Log
-from agent.run.model_rooms import CLIENT, ModelRooms
 from agent.run.process import Cancel, Ended, Limit, run_process
 from agent.run.progress import Progress, explain_exit, find_metric
 from agent.run.sandbox import Room, Sandbox
@@ -179,6 +178,8 @@ def score(job: Job, command: str) -> tuple[dict[str, float], str]:
     room = make_room(job, "evaluation")
     rooms = None
     if job.sandbox.guarded:
+        from agent.run.model_rooms import CLIENT, ModelRooms  # only evaluations need it
+
         remove(job.task.folder / "rooms")
         rooms = ModelRooms(job.sandbox, make_room(job, "model"), job.task.folder / "rooms")
         env = {**room.env, "RESEARCH_MODEL_SANDBOX": json.dumps(rooms.prefix())}

@@ -14,12 +14,10 @@ sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(
 
 from agent.run import syscalls  # noqa: E402
 
-USER = "OVERNIGHT_USER_ID"  # in the environment: whom to become, chosen by the guard
-
 
 def main() -> None:
     spec, command = json.loads(sys.argv[1]), sys.argv[2:]
-    user = int(os.environ.get(USER, "-1"))
+    user = int(os.environ.get(syscalls.USER, "-1"))
     os.chdir(spec["workdir"])
     os.umask(0o022)
     syscalls.no_new_privileges()

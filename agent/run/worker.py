@@ -15,8 +15,10 @@ reaches only this process.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -27,10 +29,10 @@ from agent import live
 from agent.errors import MachineFault
 from agent.run import trial
 from agent.run.log import Log
-from agent.run.probe import device_fault
 from agent.run.process import Cancel
 from agent.run.progress import Progress
 from agent.run.sandbox import described
+from agent.run.syscalls import PARENT, die_with_parent
 from agent.run.task import Task
 
 RESERVE_BYTES = 256 << 20  # of disk: with less a trial is not begun
@@ -100,6 +102,8 @@ def check_device(job: trial.Job) -> None:
     """Raises MachineFault where a small program does not run on the device, in the trial's own kind of room."""
     for folder in (job.task.folder / "tree", job.task.output):
         folder.mkdir(parents=True, exist_ok=True)
+    from agent.run.probe import device_fault  # only after crashes
+
     fault = device_fault(job.sandbox, trial.make_room(job, "training"), job.task.device)
     trial.remove(job.task.output)
     if fault:
@@ -142,6 +146,7 @@ def listen(cancel: Cancel) -> None:
 
 
 def main() -> None:
+    die_with_parent(int(os.environ.pop(PARENT)), signal.SIGKILL)
     task, cancel = Task.from_json(Path(sys.argv[1]).read_text()), Cancel()
     threading.Thread(target=listen, args=(cancel,), daemon=True).start()
     said = work(task, cancel)
