@@ -76,7 +76,10 @@ def opens(path):
     try: return bool(open(path).read())
     except OSError: return False
 print(opens(here / "data/train"), opens(here / "data/heldout/val"), opens(here / "ledger"))
-print(opens("/etc/shadow"), opens(sys.argv[1]), sorted(os.listdir(Path.home())))
+def names(folder):
+    try: return os.listdir(folder)
+    except OSError: return []
+print(opens("/etc/shadow"), opens(sys.argv[1]), names(Path.home()))
 """
     ran = python(code, room, wall, tmp_path / "home" / ".netrc")
     assert ran.stdout == "True False False\nFalse False []\n", ran.stderr
@@ -96,7 +99,8 @@ def test_the_environment_is_what_was_given(room: Room, wall: Sandbox) -> None:
     )
     environment = json.loads(ran.stdout)
     assert environment["RESEARCH_SEED"] == "7" and "planted" not in ran.stdout
-    assert set(environment) - set(given.env) <= {"HOME", "TMPDIR", "USER", "LOGNAME", "PWD", "LC_CTYPE"}
+    own = {"HOME", "TMPDIR", "USER", "LOGNAME", "PWD", "LC_CTYPE", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "TRITON_HOME"}
+    assert set(environment) - set(given.env) <= own
 
 
 def test_one_folder_is_writable(room: Room, wall: Sandbox) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent.errors import Failure
 from agent.run import syscalls
-from agent.run.sandbox import ETC, SYSTEM, Limits, Room, gpu_nodes, guarded, interpreter_folders, is_root
+from agent.run.sandbox import ETC, SYSTEM, USER, Limits, Room, gpu_nodes, guarded, interpreter_folders, is_root
 
 WALL = Path(__file__).with_name("wall.py")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -54,7 +54,10 @@ class Landlock:
         readable += interpreter_folders(argv, room.env)
         readable += [path for folder in room.data for path in without(folder, room.hidden)]
         readable += [room.workdir, room.output, *([room.rooms] if room.rooms else [])]
-        home, shared = str(room.scratch), "/dev/shm"  # without it there are no locks between processes
+        scratch, shared = str(room.scratch), "/dev/shm"  # without it there are no locks between processes
+        # Home keeps its name, because data may lie below it, and stays closed: what libraries would write there goes
+        # to the scratch folder, as far as they can be told.
+        caches = dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "TRITON_HOME"), scratch)
         spec = {
             "workdir": str(room.workdir),
             "read": list(map(str, dict.fromkeys(readable))),
@@ -63,7 +66,7 @@ class Landlock:
             "connects": room.kind == "evaluation",  # to ask for the model's rooms; the evaluation is no code under test
             "capabilities": self.capabilities,
             "groups": [],
-            "environment": {"USER": "research", "LOGNAME": "research", **room.env, "HOME": home, "TMPDIR": home},
+            "environment": {**USER, "HOME": scratch, **caches, **room.env, "TMPDIR": scratch},
         }
         command = [sys.executable, "-I", "-S", str(WALL), json.dumps(spec), *argv]
         own = [path for path in writable if path != room.output or room.kind == "training"]

@@ -174,10 +174,11 @@ def run_process(
     mark, started = uuid.uuid4().hex, time.monotonic()
     _note(record, mark)
     start = [] if guarded else [sys.executable, "-ISc", START, str(os.getpid())]  # a guard sees to that itself
+    told = {MARK: mark} | ({PARENT: str(os.getpid())} if guarded else {})
     process = subprocess.Popen(
         [*start, *argv],
         cwd=cwd,
-        env={**env, MARK: mark, PARENT: str(os.getpid())},
+        env={**env, **told},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE if apart else subprocess.STDOUT,
