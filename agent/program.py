@@ -106,7 +106,7 @@ class Timeouts(Part):
     evaluation: float = 300.0
     """For the `evaluate` command, and for `test`."""
     prepare: float = 7200.0
-    """For the `prepare` command, once a night."""
+    """For the `prepare` command, at every start."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -123,7 +123,7 @@ class Program(Part):
     protect: tuple[str, ...] = ()
     """Files that must stay as they were at the start; their hashes are checked around every trial."""
     prepare: str | None = None
-    """Run once before the baseline, outside the sandbox: data, tokenizer. Must be safe to repeat."""
+    """Run at every start, outside the sandbox: data, tokenizer. Must be quick where it was done before."""
     run: str = "python train.py"
     evaluate: str | None = None
     """Without it the metric is read from the training log."""

@@ -98,4 +98,6 @@ def test_a_missing_sandbox_is_a_failure(tmp_path: Path) -> None:
     ran = subprocess.run(Bubblewrap().wrap(command, room), capture_output=True, text=True, env=dict(room.env), cwd=ROOT)
     assert ran.returncode == 1
     assert ran.stderr.startswith("error: bubblewrap can't run on this machine: ")
-    assert json.loads(ran.stdout.splitlines()[-1]) == {"blocked": 0, "total": 1}
+    assert json.loads(ran.stdout.splitlines()[-1]) == {
+        "sandbox": "bubblewrap", "blocked": 0, "known": 0, "total": 1,
+    }  # fmt: skip

@@ -226,6 +226,48 @@ def test_limits_end_a_trial_and_say_why(room: Room, wall: Sandbox) -> None:
     assert (ran.returncode, ran.stderr) == (77, "\nsandbox: more than 500 files written; the trial was ended\n")
 
 
+def test_what_is_written_into_the_compile_cache_counts(room: Room, wall: Sandbox) -> None:
+    room = dataclasses.replace(room, compiled=room.output.with_name("compiled"))
+    write = (
+        "import sys, time\nfor i in range(60): open(f'{sys.argv[1]}/{i}', 'wb').write(bytes(1 << 20))\ntime.sleep(600)"
+    )
+    ran = python(write, room, wall, wall.compiled(room))
+    assert ran.returncode == 77 and "over the limit" in ran.stderr
+
+
+@NO_LANDLOCK
+def test_the_machine_s_shared_memory_carries_nothing_from_one_room_to_another(room: Room) -> None:
+    name = f"/dev/shm/{room.output.parent.name}"
+    write = f"import os\ntry: open({name!r}, 'w').write('x')\nexcept OSError: print('closed')"
+    wall = Landlock(SMALL)
+    assert python(write, dataclasses.replace(room, kind="model"), wall).stdout == "closed\n"
+    assert python(write, room, wall).stdout == ""
+    if os.geteuid() == 0:  # of an ordinary user nobody can tell who left it
+        assert not os.path.exists(name)
+
+
+@NO_LANDLOCK
+def test_without_another_user_the_person_s_own_processes_can_not_be_changed(room: Room) -> None:
+    """The filter for ordinary users; where root runs the loop, the other user id does the same."""
+    with subprocess.Popen(["sleep", "600"]) as outside:
+        code = """
+import os, resource, sys
+pid = int(sys.argv[1])
+def works(what):
+    try: return what() is not OSError
+    except OSError: return False
+print([works(lambda: resource.prlimit(pid, resource.RLIMIT_CPU, (1, 1))),
+       works(lambda: os.setpriority(os.PRIO_PROCESS, pid, 5)),
+       works(lambda: os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))),
+       works(lambda: open(f"/proc/{pid}/oom_score_adj", "w").write("1000")),
+       works(lambda: os.kill(pid, 0))])
+print(works(lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))))
+"""
+        ran = python(code, room, Landlock(SMALL), outside.pid)
+        outside.kill()
+    assert ran.stdout == "[False, False, False, False, False]\nTrue\n", ran.stderr
+
+
 STAYS = """
 import os, sys, time
 for _ in range(3):

@@ -64,7 +64,8 @@ class Bubblewrap:
         stop = ["prlimit", f"--nproc={count}:{count}", "--"] if os.path.exists("/usr/bin/prlimit") else []
         rules = seccomp_filter(ALWAYS_REFUSED, INSIDE_A_NETWORK_NAMESPACE)
         command = [str(self.bwrap), *options, "--", *stop, *argv]
-        return guarded(self.limits, room, command, counted=[room.output], filter=rules, layers=2)
+        counted = [room.output, *([room.compiled] if room.compiled else [])]
+        return guarded(self.limits, room, command, counted=counted, filter=rules, layers=2)
 
     def _system(self, room: Room) -> list[str]:
         """Libraries, devices, /proc, and what is empty at first; later options lie over earlier ones."""

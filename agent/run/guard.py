@@ -12,6 +12,7 @@ import json
 import os
 import pwd
 import resource
+import shutil
 import signal
 import socket
 import sys
@@ -110,6 +111,7 @@ def own_user(limits: dict) -> tuple[int, socket.socket] | None:
     if limits["own"] is None:
         return None
     user, held = free_user()
+    clear_shared_memory(user)  # of a room whose guard was killed
     for folder in limits["own"]:
         for path, _, names in os.walk(folder):
             for name in ["", *names]:
@@ -177,21 +179,36 @@ def start(argv: list[str], limits: dict, user: int | None) -> int:
 
 def end_everything(user: int | None) -> None:
     """SIGKILL to all that was started here, again until nothing is left. Orphans are children of this process, and
-    where the room has a user of its own, all that this user runs is the room's."""
+    where the room has a user of its own, all that this user runs or left in shared memory is the room's."""
     until = time.monotonic() + 10
     while (left := tree(os.getpid())) and time.monotonic() < until:
-        if user is not None and not (pid := os.fork()):
-            os.setresuid(user, user, user)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(-1, signal.SIGKILL)
-            os._exit(0)
         for pid in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-            wait_for_child(0.02)
+        if user is not None:
+            kill_all_of(user)
+        ended_children(0)
+        wait_for_child(0.01)
+    if user is not None:
+        clear_shared_memory(user)
+
+
+def kill_all_of(user: int) -> None:
+    """SIGKILL to every process of this user, by a process that becomes it."""
+    if not (killer := os.fork()):
+        os.setresuid(user, user, user)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        os._exit(0)
+    os.waitpid(killer, 0)
+
+
+def clear_shared_memory(user: int) -> None:
+    """Delete what this user has in /dev/shm, which without namespaces is the machine's."""
+    for entry in os.scandir("/dev/shm"):
+        with contextlib.suppress(OSError):
+            if entry.stat(follow_symlinks=False).st_uid == user:
+                shutil.rmtree(entry.path) if entry.is_dir(follow_symlinks=False) else os.unlink(entry.path)
 
 
 def ended_children(child: int) -> int | None:

@@ -54,14 +54,17 @@ class Landlock:
         readable += interpreter_folders(argv, room.env)
         readable += [path for folder in room.data for path in without(folder, room.hidden)]
         readable += [room.workdir, room.output, *([room.rooms] if room.rooms else [])]
-        scratch, shared = str(room.scratch), "/dev/shm"  # without it there are no locks between processes
+        scratch = str(room.scratch)
+        # Without /dev/shm there are no locks between processes. It is the machine's, so the model is not let in: what
+        # it leaves there another process of the evaluation, or a later trial, could read.
+        shared = [] if room.kind == "model" else ["/dev/shm"]
         # Home keeps its name, because data may lie below it, and stays closed: what libraries would write there goes
         # to the scratch folder, as far as they can be told.
         caches = dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "TRITON_HOME"), scratch)
         spec = {
             "workdir": str(room.workdir),
             "read": list(map(str, dict.fromkeys(readable))),
-            "write": [*map(str, writable), shared],
+            "write": [*map(str, writable), *shared],
             "devices": [*DEVICES, *gpu_nodes(room.slot)],
             "connects": room.kind == "evaluation",  # to ask for the model's rooms; the evaluation is no code under test
             "capabilities": self.capabilities,
@@ -94,9 +97,14 @@ def weaknesses(capabilities: int) -> tuple[str, ...]:
     """In what this wall is weaker than Bubblewrap, each in words that follow 'a trial can'."""
     said = [
         "see the names and command lines of other processes (give no keys there)",
-        "see that files exist, and their sizes, by guessing their paths",
-        "read or fill /dev/shm" if capabilities else "read, change or fill your files in /dev/shm",
+        "see that files exist, their sizes and owners, by guessing their paths",
+        "leave a process behind where its guard is killed by SIGKILL",
     ]
     if not is_root():
-        said.append("leave a process behind where its guard is killed by SIGKILL, until the next start")
+        said.append("read, change or fill your files in /dev/shm, and leave some there for a later trial")
+        said.append("change the times of your files")
+    elif capabilities & OVERRIDE:
+        said.append("read, change or fill /dev/shm")
+    else:
+        said.append("read or fill /dev/shm")
     return tuple(said)

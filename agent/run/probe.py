@@ -65,7 +65,10 @@ attempt("see a process of the host")(lambda: any(map(told, glob.glob("/proc/[0-9
 attempt("read a host process")(lambda: any(map(told, glob.glob("/proc/[0-9]*/environ"))))
 attempt("signal a process of the host")(lambda: os.kill(plan["pid"], 0) is None
                                         and told("/proc/%d/cmdline" % plan["pid"]))
-attempt("use more than one GPU")(lambda: len(glob.glob("/dev/nvidia[0-9]*")) > plan["gpus"])
+def opens(path):
+    try: return os.close(os.open(path, os.O_RDWR)) is None
+    except OSError: return False
+attempt("use more than one GPU")(lambda: sum(opens(f"/dev/nvidia{n}") for n in range(64)) > plan["gpus"])
 if plan["outlive"]:
     ready, tell = os.pipe()
     if not os.fork():

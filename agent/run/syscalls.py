@@ -31,7 +31,11 @@ NUMBERS = {
     "kexec_load": (246, 104), "kexec_file_load": (320, 294),
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
     "open_by_handle_at": (304, 265),
-    "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
+    "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180),
+    "prlimit64": (302, 261), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
     "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
     "unshare": (272, 97), "setns": (308, 268), "fsopen": (430, 430), "open_tree": (428, 428), "move_mount": (429, 429),
@@ -49,7 +53,8 @@ ALWAYS_REFUSED = (
 )  # fmt: skip
 # What namespaces contain, refused where there are none.
 WITHOUT_NAMESPACES = (
-    "shmget", "semget", "msgget", "mq_open", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
+    "shmget", "shmat", "shmctl", "semget", "semop", "semctl", "semtimedop", "msgget", "msgsnd", "msgrcv", "msgctl",
+    "mq_open", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
     "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "fsopen", "open_tree", "move_mount",
 )  # fmt: skip
 # CUDA does not start unless it can make and name a socket of its own (AF_UNIX, SOCK_SEQPACKET), and is told of every
@@ -60,6 +65,11 @@ CHANGES_OF_MODE = (
     "chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "lchown", "fchown", "fchownat",
     "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr", "fremovexattr",
 )  # fmt: skip
+# Settings of any process of the same user: call -> which argument names the process, where 0 is the caller itself.
+OF_A_PROCESS = {
+    "prlimit64": 0, "setpriority": 1, "ioprio_set": 1, "sched_setparam": 0, "sched_setscheduler": 0,
+    "sched_setattr": 0, "sched_setaffinity": 0,
+}  # fmt: skip
 # (family, type) of the sockets that may be made; type None: any
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, SOCK_SEQPACKET = 1, 2, 10, 16, 5
 INSIDE_A_NETWORK_NAMESPACE = ((AF_UNIX, None), (AF_INET, None), (AF_INET6, None), (AF_NETLINK, None))
@@ -74,11 +84,15 @@ def number_of(call: str) -> int | None:
 
 
 def seccomp_filter(
-    refused: tuple[str, ...], sockets: Sockets, ignored: tuple[str, ...] = (), unheard: tuple[str, ...] = ()
+    refused: tuple[str, ...],
+    sockets: Sockets,
+    ignored: tuple[str, ...] = (),
+    unheard: tuple[str, ...] = (),
+    own_only: dict[str, int] | None = None,
 ) -> bytes:
     """A classic BPF program (seccomp(2)): EPERM for the `refused` calls and for sockets that are not among `sockets`;
-    the `ignored` calls do nothing and say that they did; the `unheard` ones are told ECONNREFUSED. Empty on a machine
-    whose numbers are not known."""
+    the `ignored` calls do nothing and say that they did; the `unheard` ones are told ECONNREFUSED; those in `own_only`
+    pass where the argument of that index is 0. Empty on a machine whose numbers are not known."""
     machine = platform.machine()
     if machine not in AUDIT_ARCH:
         return b""
@@ -94,10 +108,14 @@ def seccomp_filter(
     for calls, answer in ((refused, refuse), (ignored, ignore), (unheard, nobody_listens)):
         for number in filter(None, map(number_of, calls)):
             code += [step(equal, number, 0, 1), step(give, answer)]
+    for call, argument in (own_only or {}).items():  # arguments begin at byte 16 of what the filter sees, 8 bytes each
+        if number := number_of(call):
+            code += [step(equal, number, 0, 4), step(load, 16 + 8 * argument)]
+            code += [step(equal, 0, 0, 1), step(give, allow), step(give, refuse)]
     socket = number_of("socket")
     assert socket is not None
     code += [step(equal, socket, 1, 0), step(give, allow)]
-    for family, kind in sockets:  # arguments begin at byte 16 of what the filter sees, eight bytes each
+    for family, kind in sockets:
         if kind is None:
             code += [step(load, 16), step(equal, family, 0, 1), step(give, allow)]
         else:

@@ -21,27 +21,29 @@ def main() -> None:
     os.chdir(spec["workdir"])
     os.umask(0o022)
     syscalls.no_new_privileges()
-    syscalls.restrict(rules(spec), syscalls.landlock_version())
+    syscalls.restrict(rules(spec, user), syscalls.landlock_version())
     if user >= 0:
         syscalls.become(user, spec["groups"], spec["capabilities"])
     refused = syscalls.ALWAYS_REFUSED + syscalls.WITHOUT_NAMESPACES
     unheard = () if spec["connects"] else syscalls.CONNECTING
     sockets = syscalls.LOCAL if spec["connects"] else syscalls.UNCONNECTED
-    ignored = () if user >= 0 else syscalls.CHANGES_OF_MODE  # another user can't change the person's files anyway
-    syscalls.set_filter(syscalls.seccomp_filter(refused, sockets, ignored, unheard))
+    # another user can't change the person's files and processes anyway
+    ignored, own_only = ((), {}) if user >= 0 else (syscalls.CHANGES_OF_MODE, syscalls.OF_A_PROCESS)
+    syscalls.set_filter(syscalls.seccomp_filter(refused, sockets, ignored, unheard, own_only))
     try:
         os.execvpe(command[0], command, spec["environment"])
     except OSError as error:
         sys.exit(f"sandbox: {command[0]} does not start: {error.strerror}")
 
 
-def rules(spec: dict) -> list[tuple[str, int]]:
+def rules(spec: dict, user: int) -> list[tuple[str, int]]:
     """Landlock's rules. /proc may be written where that reaches only the command's own processes: threads name
     themselves there, and CUDA does not start where they can't."""
     everything = syscalls.all_rights(syscalls.landlock_version())
     device = syscalls.READ_FILE | syscalls.WRITE_FILE | syscalls.TRUNCATE | syscalls.IOCTL_DEV
-    override = spec["capabilities"] >> syscalls.CAP_DAC_OVERRIDE & 1  # would open the machine's own settings
-    own = f"/proc/{os.getpid()}" if override else "/proc"
+    # with this capability the machine's own settings were open, and without another user those of other processes
+    override = spec["capabilities"] >> syscalls.CAP_DAC_OVERRIDE & 1
+    own = "/proc" if user >= 0 and not override else f"/proc/{os.getpid()}"
     return [
         *((path, syscalls.READ) for path in [*spec["read"], "/proc"]),
         *((path, everything) for path in spec["write"]),
