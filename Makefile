@@ -1,4 +1,5 @@
-# `make run`: a short first night.  `make test`: everything that is checked.  Both set up what is missing.
+# `make run`: a short first night.  `make test`: what is checked in minutes; `make test-all`: the whole attack suites and
+# simulations too.  All set up what is missing.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -6,13 +7,16 @@ ARGS ?= --experiments 8
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: run test lint attack setup clean
+.PHONY: run test test-all lint attack setup clean
 
 run: setup
 	$(BIN)/python -m agent.loop $(ARGS)
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: test
+	$(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .
