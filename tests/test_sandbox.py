@@ -421,3 +421,19 @@ def test_what_can_not_be_had_is_told_in_one_line() -> None:
     assert "\n" not in diagnose("setting up uid map: Permission denied")
     assert choose_sandbox("none").name == "none" and choose_sandbox("auto").name == "bubblewrap"
     assert gpu_nodes(None) == []
+
+
+@NO_LANDLOCK
+def test_compilers_work_behind_the_second_wall_below_a_folder_that_only_its_owner_enters(room: Room) -> None:
+    """gcc asks access(2) whether it may use its temporary folder; the way there is closed to other users."""
+    room.output.parent.chmod(0o700)
+    code = """
+import os, subprocess
+source = os.path.join(os.environ["TMPDIR"], "t.c")
+open(source, "w").write("int one(void) { return 1; }")
+print(os.access(os.environ["TMPDIR"], os.W_OK))
+made = subprocess.run(["gcc", "-shared", "-fPIC", "-o", source + ".so", source], capture_output=True, text=True)
+print(made.returncode, made.stderr)
+"""
+    ran = python(code, room, Landlock(SMALL))
+    assert ran.stdout == "True\n0 \n", ran.stdout + ran.stderr

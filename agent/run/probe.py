@@ -229,7 +229,7 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
         for opened in (tcp, udp, unix, abstract):
             stack.enter_context(opened)
         answer = [sys.executable, "-I", "-c", ANSWER, shadow]
-        host = subprocess.Popen(answer, env={"KEY": shadow}, stdin=udp.fileno())
+        host = subprocess.Popen(answer, env={"KEY": shadow, "PARENT": str(os.getpid())}, stdin=udp.fileno())
         stack.callback(host.wait)
         stack.callback(host.kill)
         git = repository / ".git"
@@ -258,7 +258,10 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
 
 # The host process that the room must not see, signal or read; it also answers the UDP socket, its stdin.
 ANSWER = """
-import socket
+import ctypes, os, socket
+ctypes.CDLL(None).prctl(1, 9)  # the kernel ends it with the loop
+if os.getppid() != int(os.environ["PARENT"]):
+    raise SystemExit
 udp = socket.socket(fileno=0)
 while True:
     udp.sendto(b"heard", udp.recvfrom(9)[1])

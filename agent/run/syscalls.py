@@ -6,6 +6,7 @@ Imports the standard library only, because the scripts that stand between this p
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -19,6 +20,7 @@ USER = "OVERNIGHT_USER_ID"  # whom to become, chosen by the guard
 PARENT = "OVERNIGHT_PARENT"  # the process with which to end
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT = 1, 8, 38, 36, 47
+PR_SET_SECUREBITS, NO_SETUID_FIXUP = 28, 4
 CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 1, 2
 
 AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -192,6 +194,10 @@ def capabilities() -> int:
 
 def become(user: int, groups: list[int], keep: int) -> None:
     """Be another user, for ever, with no capability but those whose bits are in `keep`. Raises OSError."""
+    # Without this access(2) leaves capabilities out of account, and programs that ask it first, like gcc for its
+    # temporary folder, see no way to folders below one that only root may enter.
+    with contextlib.suppress(OSError):  # some containers do not let root do so
+        _prctl(PR_SET_SECUREBITS, NO_SETUID_FIXUP | NO_SETUID_FIXUP << 1, 0, 0, 0)
     _prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups(groups)
     os.setresgid(user, user, user)

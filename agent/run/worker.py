@@ -139,8 +139,9 @@ class Reporter:
 
 
 def listen(cancel: Cancel) -> None:
-    """Until stdin ends, which it does when the loop does."""
-    while (asked := sys.stdin.buffer.read(1)) and asked != b"n":
+    """Until stdin ends, which it does when the loop does. Reads the descriptor itself: a thread that holds sys.stdin
+    would keep the interpreter from ending."""
+    while (asked := os.read(0, 1)) and asked != b"n":
         cancel.ask()
     cancel.ask(now=True)
 
