@@ -87,6 +87,8 @@ class Ledger:
 
     def close(self) -> None:
         if hasattr(self, "db"):
+            if self.lock:  # whoever copies the file has all of it; readers may hold the last pages back
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.db.close()
         if self.lock:
             self.lock.release()

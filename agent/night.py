@@ -65,13 +65,15 @@ class Night(Standing):
             night = night.change_trial(e.number, t.number, running=False)
         for e in night.testing:
             night = night.change(e.number, test_slot=None)
-        if night.baseline_failed:  # the person may have corrected it: it begins anew
-            old = tuple(replace(t, superseded=True) for t in night.experiments[0].trials)
+        contract = night.contract if night.measured else event.program
+        if night.baseline_failed or contract != night.contract:  # the person may have corrected it: it begins anew
+            begun = night.experiments[0].trials if night.experiments else night.void
+            old = tuple(replace(t, superseded=True) for t in begun)
             night = replace(night, baseline_failed="", void=old, experiments={}, undecided=(), tried={})
         return replace(
             night, rules=event.rules, program=event.program, program_text="", stoppers=event.stoppers,
             device=event.device, sandbox=event.sandbox, proposer=event.proposer, started=event.at,
-            contract=night.contract or event.program, data=night.data or event.data, starts=night.starts + 1,
+            contract=contract, data=night.data or event.data, starts=night.starts + 1,
             hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,
             other_cards=night.other_cards or bool(night.kept) and night.cards != event.cards,
             ended=None, stopping=False, blocked="", finishing="", outages=0, lost_slots=frozenset(),

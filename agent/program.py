@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -69,7 +70,7 @@ class Budget(Part):
 class Metric(Part):
     """The one number that decides."""
 
-    name: str
+    name: str = Field(min_length=1)
     """As it is printed: a line `name: value`, unless `pattern` says otherwise."""
     direction: Literal["minimize", "maximize"] = "minimize"
     target: float | None = None
@@ -161,6 +162,16 @@ class Program(Part):
         for text in budgets.values():
             Budget.parse(text)
         return {device: str(text) for device, text in budgets.items()}
+
+    @field_validator("run", "evaluate", "test", "prepare")
+    @classmethod
+    def _command(cls, command: str | None) -> str | None:
+        try:
+            if command is not None and not shlex.split(command):
+                raise ValueError("is empty; write for example: python train.py")
+        except ValueError as error:
+            raise ValueError(f"{command!r} is no command line ({error})") from None
+        return command
 
     @field_validator("edit", "protect")
     @classmethod

@@ -178,6 +178,12 @@ class Standing:
         return next(reversed(self.kept), "")
 
     @property
+    def measured(self) -> bool:
+        """Something is known that later trials will be compared with."""
+        trials = (t for e in self.experiments.values() for t in e.trials)
+        return not self.baseline_failed and any(t.measurement for t in trials)
+
+    @property
     def incumbent(self) -> Experiment | None:
         return self.experiments[self.kept[self.tip]] if self.kept else None
 

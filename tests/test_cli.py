@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from conftest import ROOT, git, make_repository
 from test_loop import PROGRAM, STORY, TRAIN, block, environment, night, write_replies
 
+from agent.ledger import Ledger
 from agent.program import load_program
 
 
@@ -104,3 +106,39 @@ def test_audit_measures_a_night_again(project: Path, tmp_path: Path):
     said = agent("audit", "--repo", str(project), "--pairs", "2", "--ablate")
     assert "the final commit is better than the baseline" in said
     assert git(project, "status", "--porcelain") == ""
+
+
+def test_a_wrong_first_command_does_not_spoil_the_night(project: Path, tmp_path: Path):
+    replies = write_replies(tmp_path / "replies", STORY[0])
+    said = night(project, "--replay", str(replies), "--run", "python nothing.py", expect=2)
+    assert said.count("the unchanged program does not run") == 1
+    night(project, "--replay", str(replies), "--experiments", "1")
+    (tmp_path / "copy").mkdir()
+    shutil.copy(project / ".research" / "night" / "ledger.db", tmp_path / "copy")
+    ended = Ledger(tmp_path / "copy", readonly=True).night().ended
+    assert ended and ended.code == 0, "the journal is one whole file"
+    said = night(project, "--replay", str(replies), "--run", "python train.py  --x", expect=2)
+    assert "begun with another run" in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--metric", ""), "metric.name"),
+        (("--run", ""), "is no command line (is empty"),
+        (("--run", 'python "x'), "is no command line (No closing quotation)"),
+        (("--hours", "0"), "--hours 0 leaves no time"),
+    ],
+)
+def test_empty_and_broken_values_are_refused_before_anything_starts(project: Path, flags: tuple[str, ...], says: str):
+    said = night(project, *flags, expect=2)
+    assert says in said and said.count("\n") == 1
+    assert not (project / ".research").exists()
+
+
+def test_an_unknown_night_is_answered_with_the_known_ones(project: Path, tmp_path: Path):
+    replies = write_replies(tmp_path / "replies", STORY[0])
+    night(project, "--replay", str(replies), "--experiments", "1")
+    assert "there is no night called other here; there are: night" in agent(
+        "report", "--repo", str(project), "--tag", "other", expect=2
+    )

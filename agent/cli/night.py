@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from datetime import date
 from pathlib import Path
@@ -69,6 +70,8 @@ def run(
         "budget": budget,
         "device": device,
     }
+    if hours == 0:
+        raise Failure("--hours 0 leaves no time for anything: give it some, like 0.5, or leave it out")
     flags = Flags(
         tag=tag,
         proposer=proposer,
@@ -81,10 +84,18 @@ def run(
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),
     )
-    parts = assemble(repo, flags, today=date.today().isoformat())
+    for number in (signal.SIGTERM, signal.SIGHUP):  # until the loop listens they end it as Ctrl-C does, tidily
+        signal.signal(number, signal.default_int_handler)
+    try:
+        parts = assemble(repo, flags, today=date.today().isoformat())
+    except KeyboardInterrupt:
+        print("stopped before anything was begun", file=sys.stderr)
+        raise typer.Exit(3) from None
     listen(parts)
     ended = parts.run()
-    parts.console.print(f"the night ends: {ended.reason}", markup=False)
+    parts.close()
+    if ended.code != 2:
+        parts.console.print(f"the night ends: {ended.reason}", markup=False)
     if ended.code == 3:
         parts.console.print("it is not finished: the same command goes on from here")
     if ended.code == 2:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from agent import live
-from agent.cli.wiring import newest
+from agent.cli.wiring import newest, nights
 from agent.errors import Failure
 from agent.history import History
 from agent.ledger import Ledger, is_old
@@ -61,6 +61,8 @@ def find_night(repo: Path, tag: str | None) -> Path:
     """The folder of this night, or of the newest one. Raises Failure."""
     root = Path(str(open_repository(repo).working_dir))
     home = root / ".research" / tag if tag else newest(root)
+    if tag and home and not (home / "ledger.db").exists() and (known := [path.name for path in nights(root)]):
+        raise Failure(f"there is no night called {tag} here; there are: {', '.join(known)}")
     if home is None or not (home / "ledger.db").exists():
         raise Failure("there is no night here yet: start one with `python -m agent.loop`")
     return home

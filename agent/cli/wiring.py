@@ -87,6 +87,11 @@ class Parts:
     inbox: SpoolInbox
     executor: Executor
     console: Console
+    ledger: Ledger
+
+    def close(self) -> None:
+        """Leave one whole file behind: the journal's last pages are written into it."""
+        self.ledger.close()
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
@@ -159,7 +164,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         cards=",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    return Parts(workspace.home, loop, inbox, executor, console)
+    return Parts(workspace.home, loop, inbox, executor, console, ledger)
 
 
 @dataclass
@@ -303,7 +308,7 @@ def newest(root: Path) -> Path | None:
 
 def same_night(night: Night, ledger: Ledger, program: Program) -> None:
     """A night has one contract: trials under another can't be compared. Raises Failure."""
-    if night.contract and (changed := program.other_race(History(ledger.text).program(night.contract))):
+    if night.measured and (changed := program.other_race(History(ledger.text).program(night.contract))):
         raise Failure(f"this night was begun with another {changed}: choose a new --tag, or change it back")
 
 
