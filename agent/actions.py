@@ -144,7 +144,7 @@ class Actions:
         if text == (night.program_text or night.program):
             return None
         if isinstance(found, Program):
-            if changed := found.other_race(self.history.program(night.contract)):
+            if changed := found.incomparable(self.history.program(night.contract)):
                 refused = f"program.md: a change of {changed} needs a new night (--tag)"
             else:
                 return ev.Steered(text=text, program=text, rules=self.rules(found))

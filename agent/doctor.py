@@ -16,13 +16,13 @@ from rich.markup import escape
 from agent.cli.wiring import must_hold
 from agent.errors import Failure
 from agent.program import load_program
+from agent.propose.choose import keys_that_are_set
 from agent.run.gpu import find_device, visible_gpus
 from agent.run.sandbox import choose_sandbox
 from agent.workspace import Workspace, open_repository
 
 TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
 FREE_GB = 5.0  # of disk, for commits, logs and checkpoints of a night
-KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY")
 
 
 def examine(repo: Path, console: Console) -> bool:
@@ -100,5 +100,5 @@ def describe_sandbox(repo: Path) -> str:
 
 
 def describe_keys() -> str:
-    found = [name for name in KEYS if os.environ.get(name)]
+    found = keys_that_are_set()
     return ", ".join(found) if found else "none set: the search proposer tunes constants without a model"

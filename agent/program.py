@@ -190,7 +190,7 @@ class Program(Part):
             raise ValueError(f"{both[0]} is in edit and in protect: take it out of one of them")
         return self
 
-    def other_race(self, other: Program) -> str | None:
+    def incomparable(self, other: Program) -> str | None:
         """The first field in which the two can't be compared any more; None when a night may go on."""
         fixed = ("metric", "edit", "protect", "run", "evaluate", "budget", "device", "data", "holdout")
         for field in fixed:

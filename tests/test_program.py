@@ -85,9 +85,9 @@ def test_a_contract_with_one_device_says_so_on_the_other():
     [("metric: {name: other}\nbudget: 20s\n", "metric"), ("metric: {name: loss}\nbudget: 30s\n", "budget")],
 )
 def test_a_night_has_one_race(change: str, field: str):
-    assert program(change).other_race(program(GOOD)) == field
-    assert program(GOOD + "reruns: 2\n", PROSE + "More words.").other_race(program(GOOD)) is None
-    assert program("metric: {name: loss, target: 0.1}\nbudget: 20s\n").other_race(program(GOOD)) is None
+    assert program(change).incomparable(program(GOOD)) == field
+    assert program(GOOD + "reruns: 2\n", PROSE + "More words.").incomparable(program(GOOD)) is None
+    assert program("metric: {name: loss, target: 0.1}\nbudget: 20s\n").incomparable(program(GOOD)) is None
 
 
 @given(st.floats(0.01, 1e5), st.sampled_from("smh"))

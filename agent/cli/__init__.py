@@ -1,4 +1,7 @@
-"""The command line, one file for each group of commands. They read flags and turn failures into one line."""
+"""An overnight research loop: one measured change to the training code at a time.
+
+One file for each group of commands; they read flags and turn failures into one line.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ import typer
 from agent.cli import check, night, show
 from agent.errors import Failure
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+HELP = (__doc__ or "").partition("\n")[0]
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
 for group in (night, show, check):
     for command in group.COMMANDS:
         app.command()(command)

@@ -18,6 +18,7 @@ from agent.cli.show import Repo, Tag, find_night, show_summary
 from agent.cli.wiring import Flags, Parts, assemble
 from agent.errors import Failure
 from agent.events import Requested
+from agent.propose.choose import PROPOSERS
 from agent.records import Stoppers
 
 
@@ -31,7 +32,7 @@ def run(
     usd: Annotated[float | None, typer.Option(min=0, help="Never spend more on calls, in dollars.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="End when calls have used this many tokens.")] = None,
     plateau: Annotated[int | None, typer.Option(min=1, help="End after so many in a row without a keep.")] = None,
-    proposer: Annotated[str, typer.Option(help="auto, anthropic, openai, command, search or replay.")] = "auto",
+    proposer: Annotated[str, typer.Option(help=f"auto, {', '.join(PROPOSERS)}.")] = "auto",
     model: Annotated[str | None, typer.Option(help="Model name for anthropic or openai.")] = None,
     base_url: Annotated[
         str | None, typer.Option(help="A compatible server: Ollama, vLLM, llama.cpp, OpenRouter, a proxy.")

@@ -308,7 +308,7 @@ def newest(root: Path) -> Path | None:
 
 def same_night(night: Night, ledger: Ledger, program: Program) -> None:
     """A night has one contract: trials under another can't be compared. Raises Failure."""
-    if night.measured and (changed := program.other_race(History(ledger.text).program(night.contract))):
+    if night.measured and (changed := program.incomparable(History(ledger.text).program(night.contract))):
         raise Failure(f"this night was begun with another {changed}: choose a new --tag, or change it back")
 
 

@@ -1,4 +1,4 @@
-"""Which proposer to use.
+"""Which proposer to use. A new one is a file beside this and an entry in PROPOSERS.
 
 `auto` takes the first of these that is configured; what a flag says goes before what the environment holds:
 1. command, with --command
@@ -12,13 +12,87 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from agent.errors import Failure
 from agent.program import Device
 from agent.protocols import Proposer
 
-PROPOSERS = ("auto", "anthropic", "openai", "command", "search", "replay")
+
+@dataclass(frozen=True)
+class Settings:
+    """What the person said of proposers."""
+
+    model: str | None = None
+    base_url: str | None = None
+    command: str | None = None
+    replay: str | Path | None = None
+    seed: int = 0
+    device: Device = "cpu"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of proposer."""
+
+    make: Callable[[Settings], Proposer]
+    """Raises Failure where it lacks what it needs."""
+    place: Callable[[Settings], int | None]
+    """In the order of `auto`; None: it is not configured."""
+    key: str = ""
+    """The environment variable that holds its key."""
+
+
+# Each is imported where it is used: an SDK takes up to two seconds to load.
+
+
+def _command(settings: Settings) -> Proposer:
+    from agent.propose.command import CommandProposer
+
+    if not settings.command:
+        raise Failure("--proposer command needs --command, for example --command 'claude -p'")
+    return CommandProposer(settings.command)
+
+
+def _replay(settings: Settings) -> Proposer:
+    from agent.propose.replay import ReplayProposer
+
+    if not settings.replay:
+        raise Failure("--proposer replay needs --replay: a folder or a file of replies")
+    return ReplayProposer(Path(settings.replay))
+
+
+def _anthropic(settings: Settings) -> Proposer:
+    from agent.propose.anthropic import AnthropicProposer
+
+    return AnthropicProposer(settings.model, settings.base_url)
+
+
+def _openai(settings: Settings) -> Proposer:
+    from agent.propose.openai import OpenAIProposer
+
+    return OpenAIProposer(settings.model, settings.base_url)
+
+
+def _search(settings: Settings) -> Proposer:
+    from agent.propose.search import SearchProposer
+
+    return SearchProposer(settings.seed, settings.device)
+
+
+PROPOSERS = {
+    "command": Kind(_command, lambda s: 1 if s.command else None),
+    "replay": Kind(_replay, lambda s: 2 if s.replay else None),
+    "anthropic": Kind(_anthropic, lambda s: 4 if os.environ.get("ANTHROPIC_API_KEY") else None, "ANTHROPIC_API_KEY"),
+    "openai": Kind(
+        _openai,
+        lambda s: 3 if s.base_url else 5 if os.environ.get("OPENAI_API_KEY") else None,
+        "OPENAI_API_KEY",
+    ),
+    "search": Kind(_search, lambda s: 6),
+}
 
 
 def choose_proposer(
@@ -32,52 +106,24 @@ def choose_proposer(
     device: Device = "cpu",
 ) -> Proposer:
     """Raises Failure when the name is unknown, or the proposer lacks what it needs."""
+    settings = Settings(model, base_url, command, replay, seed, device)
     if name == "auto":
-        name = configured(base_url, command, replay)
-    # Imported where they are used: an SDK takes up to two seconds to load.
-    if name == "anthropic":
-        from agent.propose.anthropic import AnthropicProposer
-
-        return AnthropicProposer(model, base_url)
-    if name == "openai":
-        from agent.propose.openai import OpenAIProposer
-
-        return OpenAIProposer(model, base_url)
-    if name == "command":
-        from agent.propose.command import CommandProposer
-
-        if not command:
-            raise Failure("--proposer command needs --command, for example --command 'claude -p'")
-        return CommandProposer(command)
-    if name == "replay":
-        from agent.propose.replay import ReplayProposer
-
-        if not replay:
-            raise Failure("--proposer replay needs --replay: a folder or a file of replies")
-        return ReplayProposer(Path(replay))
-    if name == "search":
-        from agent.propose.search import SearchProposer
-
-        return SearchProposer(seed, device)
-    raise Failure(f"--proposer {name} is not known: choose one of {', '.join(PROPOSERS)}")
+        places = {kind: PROPOSERS[kind].place(settings) for kind in PROPOSERS}
+        name = min((kind for kind in PROPOSERS if places[kind]), key=lambda kind: places[kind] or 0)
+    if name not in PROPOSERS:
+        raise Failure(f"--proposer {name} is not known: choose one of auto, {', '.join(PROPOSERS)}")
+    return PROPOSERS[name].make(settings)
 
 
-def configured(base_url: str | None, command: str | None, replay: str | Path | None) -> str:
-    """What `auto` stands for here."""
-    order = (
-        ("command", command),
-        ("replay", replay),
-        ("openai", base_url),
-        ("anthropic", os.environ.get("ANTHROPIC_API_KEY")),
-        ("openai", os.environ.get("OPENAI_API_KEY")),
-    )
-    return next((name for name, given in order if given), "search")
+def keys_that_are_set() -> list[str]:
+    """Names of the environment variables that hold a key for one of the proposers."""
+    return [kind.key for kind in PROPOSERS.values() if kind.key and os.environ.get(kind.key)]
 
 
 def banner(proposer: Proposer) -> str:
     """One line: who proposes, and what that means for ideas and money."""
     if proposer.name == "search":
-        keys = [key for key in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY") if os.environ.get(key)]
+        keys = keys_that_are_set()
         why = f"{keys[0]} is set but not used" if keys else (
             "no API key found: for a model set ANTHROPIC_API_KEY or OPENAI_API_KEY, or use --base-url or --command"
         )  # fmt: skip
