@@ -179,9 +179,9 @@ class Standing:
 
     @property
     def measured(self) -> bool:
-        """Something is known that later trials will be compared with."""
+        """Something is known that later trials will be compared with: there is more than a baseline without a trial."""
         trials = (t for e in self.experiments.values() for t in e.trials)
-        return not self.baseline_failed and any(t.measurement for t in trials)
+        return not self.baseline_failed and (len(self.experiments) > 1 or any(t.measurement for t in trials))
 
     @property
     def incumbent(self) -> Experiment | None:

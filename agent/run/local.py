@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import threading
@@ -67,13 +66,6 @@ class LocalExecutor:
     def check(self, program: Program) -> None:
         """What would make every trial fail. Raises Failure, one line."""
         program.budget_on(self.device)
-        for command in filter(None, (program.run, program.evaluate, program.test)):
-            try:
-                empty = not shlex.split(command)
-            except ValueError as error:
-                raise Failure(f"program.md: {command!r} is no command line ({error})") from None
-            if empty:
-                raise Failure("program.md: a command is empty; write for example run: python train.py")
         for path in map(self._path, (*program.data, *program.holdout)):
             if not path.exists():
                 how = f"`{program.prepare}` did not make it" if program.prepare else "make it, or mend program.md"
