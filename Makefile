@@ -1,5 +1,5 @@
-# `make run`: a short first night.  `make test`: what is checked in minutes; `make test-all`: the whole attack suites and
-# simulations too.  All set up what is missing.
+# `make run`: a short first night.  `make test`: what is checked in minutes; `make test-all`: the attack
+# suite of the second wall and other slow ones too.  All set up what is missing.
 
 PYTHON ?= python3
 VENV ?= .venv

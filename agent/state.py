@@ -212,13 +212,17 @@ class Standing:
 
     def awaits(self, event: Event) -> bool:
         """Whether this result or request is news: not a second copy, and not of something that was given up."""
+        number = getattr(event, "experiment", None)
+        if number is not None and number not in self.experiments:  # a baseline that has begun anew since
+            return False
         match event:
             case ev.Replied() | ev.CallFailed():
                 call = self.experiments[event.experiment].asking
                 return call is not None and call.number == event.call
             case ev.Measured() | ev.TrialFailed() | ev.MachineFault() | ev.TrialCancelled():
-                trial = self.experiments[event.experiment].trials[event.number]
-                return trial.running and trial.attempt == event.attempt
+                trials = self.experiments[event.experiment].trials
+                trial = trials[event.number] if event.number < len(trials) else None
+                return trial is not None and trial.running and trial.attempt == event.attempt
             case ev.Tested():
                 experiment = self.experiments[event.experiment]
                 return experiment.test_slot is not None and experiment.test_attempt == event.attempt

@@ -34,9 +34,8 @@ HARMLESS = [
 CAUGHT_EITHER_WAY = {"write_evaluator_copy", "stay_silent"}  # by the executor, whatever the sandbox
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("wall", WALLS)
+@pytest.mark.parametrize("wall", ["bubblewrap", pytest.param("landlock", marks=pytest.mark.slow)])
 def test_every_attack_is_blocked_and_the_next_experiment_unharmed(wall: str) -> None:
     chosen = attacks([])
     assert len(chosen) >= 40
@@ -51,7 +50,6 @@ def test_every_attack_is_blocked_and_the_next_experiment_unharmed(wall: str) -> 
     assert all(result.sentence.endswith(".") for result in results)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_attacks_succeed_without_a_sandbox() -> None:
     with arena(Arena, Unsandboxed()) as place:

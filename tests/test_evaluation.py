@@ -101,6 +101,7 @@ def test_a_model_that_mixes_rows_is_refused(not_by_itself: dict[str, dict], kind
     assert "other rows of its batch or on earlier batches" in not_by_itself[kind]["violation"]
 
 
+@pytest.mark.slow
 def test_a_leak_far_into_a_long_context_is_refused(tmp_path: Path, corpus: Path) -> None:
     found = outcomes(prepared(tmp_path, corpus, 2048), "beyond_1000", "softmax")
     assert "not causal" in found["beyond_1000"]["violation"]

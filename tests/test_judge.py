@@ -246,6 +246,7 @@ Change how often it naps; leave everything else alone, since nothing else is kno
 """
 
 
+@pytest.mark.slow
 def test_a_night_of_changes_without_effect_keeps_almost_nothing(tmp_path: Path):
     files = {"train.py": NOISY, "prepare.py": "# protected\n", "program.md": DIRECTION}
     root = make_repository(tmp_path / "project", files)

@@ -269,7 +269,7 @@ def main() -> int:
             return OVER_LIMIT
         cost = time.thread_time() - worked
         pause = max(POLL_SECONDS, 50 * cost)  # watching takes at most 2% of a core
-        disk_at = disk_at if began < disk_at else began + max(0.5, 20 * cost)
+        disk_at = disk_at if began < disk_at else began + max(0.1, 20 * cost)
         wait_for_child(pause)
 
 
