@@ -8,10 +8,6 @@ if TYPE_CHECKING:
     from agent.records import Reply
 
 
-class Stop(Exception):
-    """The night ends: nothing new is begun, what runs is finished or interrupted. Its text says why."""
-
-
 class Failure(Exception):
     """The person must do something: shown as one line, exit code 2."""
 
