@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, git, make_repository
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -69,6 +69,7 @@ def test_noise_is_pooled_within_commits_and_knows_how_well_it_is_known():
 
 
 @given(st.lists(st.lists(metrics, min_size=2, max_size=5), min_size=1, max_size=5), st.floats(0.1, 10), metrics)
+@example(groups=[[1.0, 1.5], [1.0, 1.0, 1.0]], scale=1.0, level=0.99999)  # equal values, and their rounding
 def test_noise_follows_the_unit_and_not_the_level(groups: list[list[float]], scale: float, level: float):
     noise = Noise.of(groups)
     moved = Noise.of([[scale * value + level * i for value in group] for i, group in enumerate(groups)])

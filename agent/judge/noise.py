@@ -6,6 +6,7 @@ The reasoning, and the figures that `python -m bench.noise` gives for it, are in
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -285,8 +286,12 @@ def _metrics(measurements: Trials) -> list[float]:
 
 
 def _squares(group: Sequence[float]) -> float:
+    """The sum of squared distances from the mean; 0 where it is no more than the rounding of equal values, which would
+    make any difference look certain."""
     mean = sum(group) / len(group)
-    return sum((value - mean) * (value - mean) for value in group)
+    total = sum((value - mean) * (value - mean) for value in group)
+    rounding = math.sqrt(len(group)) * 4 * sys.float_info.epsilon * max(map(abs, group))
+    return total if math.sqrt(total) > rounding else 0.0  # compared as distances: squares of a diverged seed overflow
 
 
 def _places(error: float) -> int:
