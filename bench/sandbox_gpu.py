@@ -3,7 +3,7 @@
     python -m bench.sandbox_gpu [--seconds 10] [--rounds 3] [--slot 0] [--sandbox bubblewrap landlock]
 
 Runs the same matrix products and a small trained MLP outside and inside the room of one slot, in turns, and
-compares the speed, for each kind of wall; then tells which GPUs can be seen and opened in the room. Ends with a line of
+compares the speed (the median over windows of 20 steps), for each kind of wall; then tells which GPUs can be seen and opened in the room. Ends with a line of
 JSON; exit code 1 unless the speed is within 2% and one GPU is seen.
 """
 
@@ -25,7 +25,7 @@ from agent.run.sandbox import Room, Sandbox, Unsandboxed, choose_sandbox
 
 WITHIN = 0.02
 WORK = """
-import json, sys, time
+import json, statistics, sys, time
 import torch
 torch.manual_seed(0)
 model = torch.nn.Sequential(*(torch.nn.Linear(2048, 2048, dtype=torch.bfloat16) for _ in range(8))).cuda()
@@ -38,18 +38,20 @@ def step():
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss
-for _ in range(20): step()
-torch.cuda.synchronize()
-began, steps = time.monotonic(), 0
-while time.monotonic() - began < float(sys.argv[1]):
+def seconds_of_20():
+    began = time.monotonic()
     for _ in range(20): step()
     torch.cuda.synchronize()
-    steps += 20
+    return time.monotonic() - began
+warm = time.monotonic() + 2  # until its clock has risen
+while time.monotonic() < warm: seconds_of_20()
+end, windows = time.monotonic() + float(sys.argv[1]), []
+while time.monotonic() < end: windows.append(seconds_of_20())
 def opens(path):
     try: return bool(open(path, "rb+", buffering=0))
     except OSError: return False
 seen = [path for path in (f"/dev/nvidia{n}" for n in range(64)) if opens(path)]
-print(json.dumps({"rate": steps / (time.monotonic() - began), "gpus": torch.cuda.device_count(), "nodes": seen}))
+print(json.dumps({"rate": 20 / statistics.median(windows), "gpus": torch.cuda.device_count(), "nodes": seen}))
 """
 
 
@@ -73,15 +75,18 @@ def compare(sandbox: Sandbox, gpu: Gpu, seconds: float, rounds: int) -> dict:
         found = probe(sandbox, Path(folder) / "home", Path.cwd(), slot=gpu.index, env=room.env)
         fault = rooms_fault(sandbox, Path(folder), "cuda", gpu.index, room.env)
         inside, outside = [], []
-        for _ in range(rounds):
-            outside.append(run(Unsandboxed(), room, seconds))
-            inside.append(run(sandbox, room, seconds))
+        for turn in range(rounds):  # who begins changes, so that a drift of the machine falls on both
+            pair = [(outside, Unsandboxed()), (inside, sandbox)]
+            for runs, wall in pair if turn % 2 == 0 else reversed(pair):
+                runs.append(run(wall, room, seconds))
     rate_in, rate_out = (statistics.median(run["rate"] for run in runs) for runs in (inside, outside))
+    by_round = [round(a["rate"] / b["rate"], 4) for a, b in zip(inside, outside, strict=True)]
     return {
         "sandbox": sandbox.name,
         "outside_steps_s": round(rate_out, 1),
         "inside_steps_s": round(rate_in, 1),
         "ratio": round(rate_in / rate_out, 4),
+        "by_round": by_round,
         "gpus_in_room": inside[-1]["gpus"],
         "devices_in_room": inside[-1]["nodes"],
         "escapes": found,
@@ -106,7 +111,7 @@ def main() -> int:
         for name in arguments.sandbox:
             row = compare(choose_sandbox(name), gpus[arguments.slot], arguments.seconds, arguments.rounds)
             rows.append(row)
-            print("| " + " | ".join(str(row[key]) for key in row if key != "fault") + " |", flush=True)
+            print("| " + " | ".join(str(row[key]) for key in row if key not in ("fault", "by_round")) + " |", flush=True)
     except Failure as failure:
         print(f"error: {failure}", file=sys.stderr)
         return 1
