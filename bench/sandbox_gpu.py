@@ -2,9 +2,9 @@
 
     python -m bench.sandbox_gpu [--seconds 10] [--rounds 3] [--slot 0] [--sandbox bubblewrap landlock]
 
-Runs the same matrix products and a small trained MLP outside and inside the room of one slot, in turns, and
-compares the speed (the median over windows of 20 steps), for each kind of wall; then tells which GPUs can be seen and opened in the room. Ends with a line of
-JSON; exit code 1 unless the speed is within 2% and one GPU is seen.
+Trains the same small MLP outside and inside the room of one slot, in turns, and compares the speed (the median over
+windows of 20 steps), for each kind of wall; then tells which GPUs can be seen and opened in the room. Ends with a line
+of JSON; exit code 1 unless the speed is within 2% and one GPU is seen.
 """
 
 from __future__ import annotations
