@@ -398,17 +398,21 @@ def cached(key: str) -> dict[str, Any] | None:
 
 
 def prepare(source_name: str, vocab_size: int | None, context: int | None, shards: int) -> dict[str, Any]:
-    """Build what is missing, make it the source in use, and return its meta data."""
+    """Build what is missing, make it the source in use, and return its meta data. A corpus that is there and in use is
+    only read, so that it may belong to another user or lie on a read-only disk."""
     device = device_name()
     vocab_size, context = vocab_size or SHAPE[device][0], context or SHAPE[device][1]
+    key = f"{source_key(source_name, device, shards)}-v{vocab_size}-t{context}"
+    if in_use(key) and (meta := cached(key)):
+        return meta
     try:
         for root in (TRAIN, HELDOUT):
             root.mkdir(parents=True, exist_ok=True)
+        (CACHE / "lock").touch()
     except OSError as error:
         raise UserError(f"cannot write to {CACHE} ({error.strerror}): set OVERNIGHT_CACHE to a folder") from error
-    with open(CACHE / "lock", "w") as lock:
+    with open(CACHE / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two loops that start at once build it once
-        key = f"{source_key(source_name, device, shards)}-v{vocab_size}-t{context}"
         try:
             meta = cached(key) or build(find_source(source_name, device, shards), key, vocab_size, context)
         except OSError as error:
@@ -420,6 +424,14 @@ def prepare(source_name: str, vocab_size: int | None, context: int | None, shard
         for root in (TRAIN, HELDOUT):
             write_aside(root / "current", key + "\n")
     return meta
+
+
+def in_use(key: str) -> bool:
+    """Whether both halves point to this source."""
+    try:
+        return all((root / "current").read_text().strip() == key for root in (TRAIN, HELDOUT))
+    except OSError:
+        return False
 
 
 def command(source_name: str, vocab_size: int | None, context: int | None, shards: int) -> None:

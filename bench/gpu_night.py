@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import psutil
 import yaml
@@ -42,7 +43,7 @@ RATE, LOW_RATE, LOWEST_RATE = (
 CPU_MEMORY = "MEMORY_SLOTS = {}  # places in each memory; best more than there are tokens to train on"
 MEMORIES = {"cuda": ("    MEMORY_SLOTS = {}", 134217728, 1 << 34), "cpu": (CPU_MEMORY, 1048576, 1 << 44)}
 KILLED_IN = 2  # the experiment in whose first trial the loop is killed
-WARM_SECONDS = 10.0  # the most that a trial whose code was compiled before may take to start
+WARM_SECONDS = 10.0  # the most that a trial whose code was compiled before may take to start, in the median
 
 
 def proposal(hypothesis: str, search: str, replace: str) -> str:
@@ -172,7 +173,7 @@ class Project:
             wrong.append(f"processes were left: {sorted(left)}")
         if (used := used_bytes(self.device) - used_before) > 1 << 30:
             wrong.append(f"{used >> 20} MiB of GPU memory were left in use")
-        if (slow := max(self.warm_starts(), default=0.0)) > WARM_SECONDS:
+        if (slow := median(self.warm_starts() or [0.0])) > WARM_SECONDS:
             wrong.append(f"a warm start took {slow:.1f} s, more than {WARM_SECONDS:g}")
         return wrong
 
@@ -223,7 +224,8 @@ def show(project: Project, wall: float) -> dict[str, object]:
         "sandbox": night.sandbox,
         "device": night.hardware,
         "trials": len(rows),
-        "warm_startup_s": round(max(project.warm_starts(), default=0.0), 1),
+        "warm_startup_s": round(median(project.warm_starts() or [0.0]), 1),
+        "slowest_warm_startup_s": round(max(project.warm_starts(), default=0.0), 1),
         "changed_code_startup_s": round(first[0], 1) if first else None,
         "save_s": round(max((float(str(row[6])) for row in middle), default=0.0), 1),
         "evaluation_s": round(max((float(str(row[7])) for row in middle), default=0.0), 1),

@@ -230,6 +230,15 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, source: Path) -> None
     assert not list((tmp_path / "cache").rglob(".partial-*"))
 
 
+def test_a_corpus_that_is_in_use_is_only_read(tmp_path: Path, source: Path) -> None:
+    """So that it may belong to another user, or lie on a read-only disk."""
+    first = values(build(tmp_path, source))
+    (tmp_path / "lock").unlink()
+    before = {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+    assert values(build(tmp_path, source)) == first
+    assert before == {path: path.stat().st_mtime_ns for path in [tmp_path, *tmp_path.rglob("*")]}
+
+
 def test_a_changed_cache_is_refused(tmp_path: Path, source: Path) -> None:
     values(build(tmp_path, source))
     with open(next(tmp_path.glob("heldout/*/val.bin")), "r+b") as file:
