@@ -1,4 +1,4 @@
-"""What train.py reaches in a time: val_bpb, tokens/s, MFU, memory, and the seconds around training.
+"""What train.py reaches in a time: val_bpb, tokens, MFU, memory, and the seconds around training.
 
     python bench/train_speed.py --seconds 100 --seeds 0 1
     python bench/train_speed.py --seconds 60 -v "" -v "WIDTH=768" -v "BATCH_ROWS=64 MATRIX_LR=0.02"
