@@ -40,12 +40,14 @@ class Actions:
     prompts: Prompter
     device: str
     emit: Emit
+    fallback: Proposer | None = None
+    """Proposes while the proposer can't."""
 
     def __post_init__(self):
         self.history = History(self.journal.text)
         self.read_last: str | Program | None = None
         shared = self.journal, self.history, self.repository
-        self.asking = Asking(*shared, self.proposer, self.prompts, self.device)
+        self.asking = Asking(*shared, self.proposer, self.prompts, self.device, self.fallback)
         self.judging = Judging(*shared, self.proposer.converses)
 
     def prepare(self, action: policy.Action, night: Night) -> Event:
@@ -53,12 +55,12 @@ class Actions:
         match action:
             case policy.BeginBaseline():
                 return self.judging.begin_baseline(night)
-            case policy.Ask(number, kind):
-                return self.asking.ask(night, number, kind)
+            case policy.Ask(number, kind, fallback):
+                return self.asking.ask(night, number, kind, fallback)
             case policy.Read(number):
                 return self.judging.read(night, number)
-            case policy.Refuse(number):
-                return self.judging.refuse(night, number)
+            case policy.Refuse(number, skipped):
+                return self.judging.refuse(night, number, skipped)
             case policy.Check(number):
                 return self.judging.check(night, number)
             case policy.Judge(number):
@@ -75,8 +77,12 @@ class Actions:
                 return self.count_as_crash(night, number, index)
             case policy.GiveUp(what, number, index):
                 return self.give_up(night, what, number, index)
-            case policy.End(reason, code):
-                return ev.Ended(reason=reason, code=code)
+            case policy.Pause(reason, until):
+                return ev.Paused(reason=reason, until=until)
+            case policy.Resume():
+                return ev.Resumed()
+            case policy.End(reason, code, then):
+                return ev.Ended(reason=reason, code=code, then=then)
 
     def carry_out(self, event: Event, night: Night) -> list[Event]:
         """Make the world agree with this event; `night` is the state after it. What there is to note of it."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agent import events as ev
-from agent import policy
+from agent import limits, policy
 from agent.errors import ProgramError, ProposerError
 from agent.events import Event
 from agent.history import History
@@ -15,7 +15,7 @@ from agent.judge.noise import Noise
 from agent.night import Night
 from agent.program import Program
 from agent.protocols import Journal, Prompter, Proposer, Repository, Request
-from agent.records import CallKind, Experiment, Turn
+from agent.records import CallKind, Experiment, Turn, Verdict
 from agent.redact import hidden
 
 
@@ -29,10 +29,12 @@ class Asking:
     proposer: Proposer
     prompts: Prompter
     device: str
+    fallback: Proposer | None = None
+    """Proposes while the proposer can't."""
     request: Request | None = None
     """What the newest question was made for: it is sent as soon as the question is journaled."""
 
-    def ask(self, night: Night, number: int, kind: CallKind) -> Event:
+    def ask(self, night: Night, number: int, kind: CallKind, fallback: bool) -> Event:
         """Set the call's upper bound aside, and write down the question."""
         e = night.experiments.get(number)
         parent = e.parent if e and kind != "first" else night.tip
@@ -41,16 +43,29 @@ class Asking:
             request = self.talk(night, number, parent) if again else self.new_question(night, number, kind, parent)
         except ProgramError as error:
             return ev.Blocked(reason=str(error))
+        if e is not None and (request := self.shortened(night, e.shortened, request)) is None:
+            reason = "the talk about it does not fit the model, however short" if any(call.reply for call in e.calls) else (
+                "the request does not fit the model, without a history too: choose a --model with a longer context"
+            )  # fmt: skip
+            return ev.Judged(experiment=number, verdict=Verdict(kind="skipped", reason=reason))
         replies = self.replies_before(night, night.calls)
         self.request = request = request.model_copy(update={"replies": replies})
-        most = self.proposer.most_usd(request)
-        if reason := policy.affords(night, most):
-            return ev.Blocked(reason=reason)
+        proposer = self.fallback if fallback and self.fallback else self.proposer
+        most = proposer.most_usd(request)
+        if reason := limits.affords(night, most):
+            return ev.Blocked(reason=reason, then=f"with more --usd {limits.GO_ON}")
         system, question = self.journal.put(request.system), self.journal.put(request.turns[-1].text)
         return ev.Asked(
             experiment=number, call=night.calls, kind=kind, parent=parent, system=system, question=question,
-            reserved_usd=most,
+            reserved_usd=most, fallback=fallback,
         )  # fmt: skip
+
+    def shortened(self, night: Night, times: int, request: Request) -> Request | None:
+        """With less to read each time that it did not fit: older turns go first, then the history; None: no more."""
+        steps = 1 + max(0, len(request.turns) - 3) // 2
+        for _ in range(min(times, steps)):
+            request = self.prompts.shorter(request, self.facts(request.history)) or request
+        return request if times <= steps else None
 
     def new_question(self, night: Night, number: int, kind: CallKind, parent: str) -> Request:
         if kind == "first":
@@ -83,7 +98,7 @@ class Asking:
 
     def replies_before(self, night: Night, number: int) -> int:
         calls = [call for e in night.experiments.values() for call in e.calls if call.number < number]
-        return sum(1 for call in calls if call.reply or call.in_flight)
+        return sum(1 for call in calls if (call.reply or call.in_flight) and not call.fallback)
 
     def facts(self, finished: tuple[Experiment, ...]) -> dict[str, object]:
         """What a prompt says beside the contract and the history."""
@@ -105,7 +120,12 @@ def answer(proposer: Proposer, asked: ev.Asked, request: Request) -> Event:
         return ev.Replied(**key, reply=proposer.propose(request))
     except ProposerError as error:
         if error.reply is None:
-            return ev.CallFailed(**key, reason=hidden(str(error)), final=error.final)
+            # A talk that is refused may be one that does not fit, in words that nobody knows.
+            refused = error.status in (400, 413, 422) and len(request.turns) > 1
+            return ev.CallFailed(
+                **key, reason=hidden(str(error)), final=error.final, exhausted=error.exhausted,
+                too_long=error.too_long or refused, retry_after=error.retry_after,
+            )  # fmt: skip
         reply = error.reply.model_copy(update={"unusable": hidden(str(error))})  # paid for, but cut off or refused
         return ev.Replied(**key, reply=reply, final=error.final)
     except Exception as error:  # a defect of a proposer must not end the night

@@ -13,11 +13,13 @@ class ThreadCaller:
     """See protocols.Caller. The threads are daemons: a process that ends does not wait for an answer. What was
     reserved for it counts as spent when the night goes on."""
 
-    def __init__(self, proposer: Proposer):
-        self.proposer = proposer
+    def __init__(self, proposer: Proposer, fallback: Proposer | None = None):
+        self.proposer, self.fallback = proposer, fallback
 
     def call(self, asked: Asked, request: Request, emit: Emit) -> None:
+        proposer = self.fallback if asked.fallback and self.fallback else self.proposer
+
         def work() -> None:
-            emit(answer(self.proposer, asked, request))
+            emit(answer(proposer, asked, request))
 
         Thread(target=work, name=f"call {asked.call}", daemon=True).start()

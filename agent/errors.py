@@ -31,6 +31,7 @@ class ProposerError(Failure):
         status: int = 0,
         retry_after: float | None = None,
         too_long: bool = False,
+        exhausted: bool = False,
         reply: Reply | None = None,
     ):
         super().__init__(message)
@@ -42,6 +43,8 @@ class ProposerError(Failure):
         """Seconds that the server asks to wait; None: it asked for nothing."""
         self.too_long = too_long
         """The request does not fit the model's context: a shorter one may (context.shorter)."""
+        self.exhausted = exhausted
+        """It has nothing more to propose, whatever time brings."""
         self.reply = reply
         """What was paid for all the same: a reply that was cut off or refused, never to be applied."""
 

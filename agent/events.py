@@ -74,6 +74,8 @@ class Started(Event):
     weaker: Line = ""
     cards: Line = ""
     """Other cards of the same name may go on: what was kept is measured on them first."""
+    fallback: Line = ""
+    """What proposes while the proposer can't: `search`, where the person chose it."""
 
 
 class Steered(Event):
@@ -105,9 +107,25 @@ class Waited(Event):
 
 
 class Blocked(Event):
-    """Nothing new can be begun, and why: no money is left, a prompt can't be rendered."""
+    """The proposer can't be called any more by this process, and why: no money is left, a prompt can't be rendered."""
 
     reason: Line
+    then: Line = ""
+    """What the person can change, so that the night goes on."""
+
+
+class Paused(Event):
+    """The night waits for what it can't change itself, and why; it goes on by itself. Said once for each pause."""
+
+    reason: Line
+    until: float = 0.0
+    """Unix time of the next try; further ones follow, at growing distances."""
+    what: Literal["model", "machine"] = "model"
+    """What it waits for."""
+
+
+class Resumed(Event):
+    """What the night waited for is here again."""
 
 
 class Ended(Event):
@@ -115,6 +133,8 @@ class Ended(Event):
 
     reason: Line
     code: int
+    then: Line = ""
+    """How to go on; "" where there is nothing to go on with."""
 
 
 # Experiments: intents, results, decisions.
@@ -141,6 +161,8 @@ class Asked(Event):
     system: Hash
     question: Hash
     reserved_usd: float | None
+    fallback: bool = False
+    """It goes to what proposes while the proposer can't."""
 
 
 class Replied(Event):
@@ -162,11 +184,17 @@ class CallFailed(Event):
     call: int
     reason: Line
     final: bool = False
-    """Asking again can't help."""
+    """Asking again can't help before a person, or time, changes something: the key, credit, the model's name."""
     charged: bool = False
     """It may have been billed all the same, so that what was reserved counts as spent."""
     defect: bool = False
     """It is this program that failed, and not the provider."""
+    exhausted: bool = False
+    """It has nothing more to propose, whatever time brings."""
+    too_long: bool = False
+    """The talk does not fit the model: a shorter one may."""
+    retry_after: float | None = None
+    """Seconds that the server asks to wait."""
 
 
 class ReplyRefused(Event):

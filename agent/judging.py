@@ -59,8 +59,10 @@ class Judging:
             fingerprint=checks.fingerprint({**before, **files}),
         )
 
-    def refuse(self, night: Night, number: int) -> Event:
+    def refuse(self, night: Night, number: int, skipped: bool) -> Event:
         e = night.experiments[number]
+        if skipped:
+            return judged(number, Verdict(kind="skipped", reason=f"the proposer can't be had: {night.failure}"))
         reason = self.journal.text(e.refused) if e.refused else "this program failed to ask for it, again and again"
         return judged(number, Verdict(kind="invalid", reason=reason))
 
@@ -98,7 +100,7 @@ class Judging:
         experiment = self.history.whole(e)
         last = experiment.current[-1]
         if last.outcome != "ok":
-            if self.converses and is_slip(experiment):
+            if self.converses and not e.calls[-1].fallback and is_slip(experiment):
                 return ev.SentBack(experiment=number)
             return judged(number, Verdict(kind=last.outcome, reason=last.reason))  # type: ignore[arg-type]
         parent = self.history.whole(night.experiments[night.kept[e.parent]])

@@ -76,7 +76,8 @@ class Night(Standing):
             contract=contract, data=night.data or event.data, starts=night.starts + 1,
             hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,
             other_cards=night.other_cards or bool(night.kept) and night.cards != event.cards,
-            ended=None, stopping=False, blocked="", finishing="", outages=0, lost_slots=frozenset(),
+            ended=None, stopping=False, blocked="", unblock="", finishing="", paused=None, fallback=event.fallback,
+            outages=0, lost_slots=frozenset(),
         )  # fmt: skip
 
     def on_Steered(self, event: ev.Steered) -> Night:
@@ -102,7 +103,13 @@ class Night(Standing):
         return self
 
     def on_Blocked(self, event: ev.Blocked) -> Night:
-        return replace(self, blocked=event.reason)
+        return replace(self, blocked=event.reason, unblock=event.then)
+
+    def on_Paused(self, event: ev.Paused) -> Night:
+        return replace(self, paused=event)
+
+    def on_Resumed(self, event: ev.Resumed) -> Night:
+        return replace(self, paused=None)
 
     def on_Ended(self, event: ev.Ended) -> Night:
         return replace(self, ended=event)
@@ -133,7 +140,9 @@ class Night(Standing):
             undecided = (*night.undecided, number)
             night = replace(night, experiments={**night.experiments, number: new}, undecided=undecided)
         e = night.need(number, "ask", "refused")
-        asked = Call(call, event.kind, event.system, event.question, event.at, event.reserved_usd)
+        asked = Call(
+            call, event.kind, event.system, event.question, event.at, event.reserved_usd, fallback=event.fallback
+        )
         night = night.change(number, state="asking", calls=(*e.calls, asked), parent=event.parent, refused="")
         return replace(night, calls=call + 1, spent=added(night.spent, event.reserved_usd))
 
@@ -145,10 +154,10 @@ class Night(Standing):
         night = night.change_call(event.experiment, in_flight=False, charge=reply.usd, reply=reply, text=event.text)
         night = night.change(event.experiment, state="replied", defects=0)
         tokens = night.tokens + reply.input_tokens + reply.output_tokens
-        outages = night.outages if reply.unusable else 0
+        night = replace(night, spent=spent, tokens=tokens, replies=night.replies + 1)
         if event.final:
-            night = replace(night, blocked=f"no more proposals: {reply.unusable}")
-        return replace(night, spent=spent, tokens=tokens, replies=night.replies + 1, outages=outages)
+            return night.outage(event.at, reply.unusable, hopeless=True)
+        return night if reply.unusable or call.fallback else replace(night, outages=0, hopeless=False)
 
     def on_CallFailed(self, event: ev.CallFailed) -> Night:
         night = self
@@ -157,9 +166,22 @@ class Night(Standing):
         e = night.experiments[event.experiment]
         night = replace(night, spent=settled(night.spent, call.charge, charge))
         night = night.change_call(e.number, in_flight=False, charge=charge)
-        night = night.change(e.number, state="ask", defects=e.defects + event.defect)
-        outages, reason = night.outages + 1, f"no more proposals: {event.reason}"
-        return replace(night, outages=outages, failed_at=event.at, blocked=reason if event.final else night.blocked)
+        more = {"defects": e.defects + event.defect, "shortened": e.shortened + event.too_long}
+        night = night.change(e.number, state="ask", **more)
+        if call.fallback:
+            return replace(night, fallback="")
+        if event.exhausted:
+            then = "with another --proposer, or with more for this one to propose, the same command goes on from here"
+            return replace(night, blocked=f"no more proposals: {event.reason}", unblock=then)
+        if event.too_long:  # the provider works; the talk is made shorter
+            return night
+        return night.outage(event.at, event.reason, event.final, event.retry_after or 0.0)
+
+    def outage(self, at: float, reason: str, hopeless: bool = False, retry_after: float = 0.0) -> Night:
+        """The proposer can't propose now."""
+        return replace(
+            self, outages=self.outages + 1, failed_at=at, failure=reason, hopeless=hopeless, retry_after=retry_after
+        )
 
     def on_ReplyRefused(self, event: ev.ReplyRefused) -> Night:
         self.need(event.experiment, "replied")
@@ -257,6 +279,8 @@ class Night(Standing):
         night = self.change(number, state="judged", verdict=verdict)
         if verdict.kind == "violation":  # refused without a trial, and not to be proposed again
             night = replace(night, tried={**night.tried, e.fingerprint: number})
+        if verdict.kind == "skipped" and not any(call.reply for call in e.calls):  # the next one would fare no better
+            night = night.outage(event.at, verdict.reason)
         return night
 
     def on_Published(self, event: ev.Published) -> Night:

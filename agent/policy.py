@@ -4,7 +4,8 @@ In one paragraph: what has come back is decided on first. Of the wins that wait,
 first, and the others are then put onto it. Free slots go to tests of kept commits, to trials that were cut off or
 that the judge waits for, and to new candidates, in this order. Free calls go to experiments under way before a new
 one, and a new one is begun only for a slot that would be idle. When enough is done nothing new is begun, and what
-was begun is brought to its end.
+was begun is brought to its end. A proposer that fails never ends the night: it is asked again after growing waits, and
+after a while the night counts as paused, which is said; a fallback proposes meanwhile, where the person chose one.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from agent.limits import GO_ON, cut_short, enough, finished, may_call, may_fall_back, next_call, out_of_reach
 from agent.night import Night
 from agent.records import CallKind
-from agent.state import Experiment, Trial, added
+from agent.state import Experiment, Trial
 
+PATIENCE = 3  # outages of the proposer in a row before the night counts as paused
 REPAIRS = 3  # replies that may follow one that can't be applied; for the last the whole file is asked for
-PATIENCE = 10  # outages of the proposer in a row before the night ends
 DEFECTS = 3  # times that this program may fail to ask for one experiment
 FAILURES = 2  # times that what runs a trial may break before that is the trial's crash
-FIRST_PAUSE, LONGEST_PAUSE = 15.0, 600.0  # seconds after an outage; each further one is twice as long
 LOST_CALL = 3600.0  # seconds without any answer, after which a call counts as lost
 
 
@@ -40,6 +41,21 @@ class Ask:
 
     experiment: int
     kind: CallKind
+    fallback: bool = False
+    """Ask what proposes while the proposer can't."""
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Say that the proposer can't be had, and when it is tried again."""
+
+    reason: str
+    until: float
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Say that it can be had again."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,8 @@ class Refuse:
     """The experiment ends here, without a trial of its own."""
 
     experiment: int
+    skipped: bool = False
+    """It is not its own fault: the proposer can't be had to go on with it."""
 
 
 @dataclass(frozen=True)
@@ -126,21 +144,38 @@ class GiveUp:
 class End:
     reason: str
     code: int
+    then: str = ""
+    """How to go on."""
 
 
 Action = (
-    Ask | BeginBaseline | Read | Refuse | Check | Judge | Rebase | Publish | Train | Test | CountAsCrash | GiveUp | End
+    Ask
+    | BeginBaseline
+    | Read
+    | Refuse
+    | Check
+    | Judge
+    | Rebase
+    | Publish
+    | Train
+    | Test
+    | CountAsCrash
+    | GiveUp
+    | Pause
+    | Resume
+    | End
 )
 
 
 def next_action(night: Night, can: Capacity) -> Action | None:
     """The one thing to do now; None: wait for an event, at most until `deadline`."""
     if night.stopping:
-        return None if list(night.running) or night.testing else End("stopped", 3)
+        return None if list(night.running) or night.testing else End("stopped", 3, GO_ON)
     return (
         next(decisions(night), None)
         or publish(night)
         or next(lost(night), None)
+        or pause(night)
         or test(night, can)
         or train(night, can)
         or ask(night, can)
@@ -158,8 +193,10 @@ def decisions(night: Night) -> Iterator[Action]:
             yield Check(e.number)
         elif e.state == "measured" and not (e.number == 0 and night.baseline_failed):
             yield Judge(e.number)
-        elif e.state == "refused" and repairs(e) >= REPAIRS or e.state == "ask" and e.defects >= DEFECTS:
+        elif e.state in ("ask", "refused") and worthless(e):
             yield Refuse(e.number)
+        elif e.state in ("ask", "refused") and left_alone(night, e):
+            yield Refuse(e.number, skipped=True)
         for t in e.trials:
             if hopeless(t):
                 yield CountAsCrash(e.number, t.number)
@@ -167,6 +204,19 @@ def decisions(night: Night) -> Iterator[Action]:
     for t in best.trials if best else ():
         if hopeless(t):
             yield CountAsCrash(best.number, t.number)  # type: ignore[union-attr]
+
+
+def worthless(e: Experiment) -> bool:
+    """Whether no further call is worth making for this experiment. No talk is had with the fallback."""
+    talked = [call for call in e.calls if call.reply]
+    if talked and talked[-1].fallback or e.defects >= DEFECTS:
+        return True
+    return e.state == "refused" and repairs(e) >= REPAIRS
+
+
+def left_alone(night: Night, e: Experiment) -> bool:
+    """Whether the talk about it can't be gone on with, while the fallback has other proposals."""
+    return bool(night.fallback) and out_of_reach(night) and any(call.reply for call in e.calls)
 
 
 def publish(night: Night) -> Action | None:
@@ -232,16 +282,26 @@ def train(night: Night, can: Capacity) -> Action | None:
     return None
 
 
+def pause(night: Night) -> Action | None:
+    """An outage that lasts is said, once, and so is its end."""
+    if night.paused:
+        return Resume() if night.paused.what == "model" and not night.outages else None
+    if night.outages >= PATIENCE or night.outages and night.hopeless:
+        return Pause(night.failure, next_call(night))
+    return None
+
+
 def ask(night: Night, can: Capacity) -> Action | None:
     """The next call of an experiment under way."""
-    if night.blocked or not may_call(night, can):
-        return None
+    called, fallback = may_call(night, can.calls), may_fall_back(night, can.calls)
     for e in night.open:
-        if e.state == "refused":
+        if e.state == "refused" and called:
             return Ask(e.number, "repair")
-        if e.state == "ask":
+        if e.state == "ask" and called:
             last = e.calls[-1]
             return Ask(e.number, last.kind if last.reply is None else "slip")
+        if e.state == "ask" and fallback:
+            return Ask(e.number, "first", fallback=True)
     return None
 
 
@@ -249,11 +309,15 @@ def begin(night: Night, can: Capacity) -> Action | None:
     """A new experiment, where a slot would be idle without it. Nothing is proposed before the baseline stands."""
     if not night.experiments:
         return None if enough(night) else BeginBaseline()
-    if night.incumbent is None or not may_call(night, can) or enough(night):
+    if night.incumbent is None or enough(night):
         return None
-    if len(night.open) >= can.slots - len(night.lost_slots):
+    out = out_of_reach(night) and bool(night.fallback)  # then what waits for the proposer holds up no slot
+    under_way = [e for e in night.open if not (out and e.asking and not e.asking.fallback)]
+    if len(under_way) >= can.slots - len(night.lost_slots):
         return None
-    return Ask(len(night.experiments), "first")
+    if may_call(night, can.calls):
+        return Ask(len(night.experiments), "first")
+    return Ask(len(night.experiments), "first", fallback=True) if may_fall_back(night, can.calls) else None
 
 
 def end(night: Night) -> Action | None:
@@ -262,47 +326,14 @@ def end(night: Night) -> Action | None:
         return None
     if night.baseline_failed:
         return End(night.baseline_failed, 2)
-    if night.outages and not night.blocked and night.outages <= PATIENCE and night.now < next_call(night):
+    done, cut = finished(night), cut_short(night)
+    if night.open and cut or not done and cut:
+        return End(cut[0], 3, cut[1])
+    if night.outages and not night.blocked and night.now < next_call(night) and (night.open or not done):
         return None
-    reason = enough(night)
-    if reason is None:
-        return End(f"no slot is left: {night.fault}", 3) if night.lost_slots else None
-    return End(reason[0], 3 if night.open else reason[1])
-
-
-def enough(night: Night) -> tuple[str, int] | None:
-    """The first reason to begin nothing new, in words for a person, and the exit code that goes with it."""
-    if night.blocked or night.finishing:
-        return night.blocked or night.finishing, 3
-    if night.outages > PATIENCE:
-        return f"no more proposals: {night.outages} calls in a row failed", 3
-    rules, most = night.rules, night.stoppers
-    best, done = night.incumbent, len(night.experiments) - 1
-    value = best.verdict.metric if best and best.verdict else None
-    if rules and value is not None and rules.reached(value):
-        return f"the target is reached: {rules.metric} {value:.6g}", 0
-    if most.experiments is not None and done >= most.experiments:
-        return f"{done} experiments are done, as asked", 0
-    if most.hours is not None and night.now >= night.started + most.hours * 3600:
-        return f"{most.hours:g} hours are over, as asked", 3
-    if most.tokens is not None and night.tokens >= most.tokens:
-        return f"{most.tokens:,} tokens are used, as allowed", 3
-    if most.plateau is not None and since_keep(night) >= most.plateau:
-        return f"{most.plateau} experiments in a row brought nothing", 0
-    return None
-
-
-def affords(night: Night, usd: float | None) -> str:
-    """Why a call that may cost so much can't be made; "" where it can. An unknown price never fits a cap."""
-    cap = night.stoppers.usd
-    if cap is None:
-        return ""
-    total = added(night.spent, usd)
-    if total is None or usd is None:
-        return "the price of a call is not known, so --usd can't be kept"
-    if total > cap:
-        return f"${total - usd:.2f} of ${cap:.2f} is spent, and the next call may cost ${usd:.2f}"
-    return ""
+    if done and not night.open:
+        return End(done, 0)
+    return End(f"no slot is left: {night.fault}", 3, GO_ON) if night.lost_slots else None
 
 
 def deadline(night: Night) -> float | None:
@@ -313,18 +344,6 @@ def deadline(night: Night) -> float | None:
     if night.stoppers.hours is not None:
         times.append(night.started + night.stoppers.hours * 3600)
     return min((time for time in times if time > night.now), default=None)
-
-
-def next_call(night: Night) -> float:
-    """When the proposer may be called; later with every outage in a row."""
-    if not night.outages:
-        return night.now
-    return night.failed_at + min(LONGEST_PAUSE, FIRST_PAUSE * 2**night.outages)
-
-
-def may_call(night: Night, can: Capacity) -> bool:
-    in_flight = sum(e.asking is not None for e in night.open)
-    return in_flight < can.calls and night.now >= next_call(night) and night.outages <= PATIENCE
 
 
 def free_slot(night: Night, can: Capacity) -> int | None:
@@ -351,8 +370,3 @@ def hopeless(t: Trial) -> bool:
 
 def repairs(e: Experiment) -> int:
     return sum(1 for call in e.calls if call.kind == "repair" and call.reply)
-
-
-def since_keep(night: Night) -> int:
-    """Experiments in a row without a keep."""
-    return next((i for i, n in enumerate(reversed(night.order)) if night.experiments[n].kept), 0)

@@ -19,6 +19,7 @@ VerdictKind = Literal[
     "invalid",
     "duplicate",
     "violation",
+    "skipped",
 ]
 KEPT: frozenset[VerdictKind] = frozenset({"baseline", "keep", "simplification"})
 
@@ -130,6 +131,8 @@ class Surroundings(Record):
     """`cpu`, or `cuda` and the GPU's name."""
     cards: str = ""
     """UUIDs of the GPUs."""
+    fallback: str = ""
+    """What proposes while the proposer can't."""
 
 
 class Stoppers(Record):

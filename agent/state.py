@@ -37,6 +37,8 @@ class Call:
     charge: float | None
     """Dollars that count as spent: what was reserved, until the reply tells. None: unknown."""
     in_flight: bool = True
+    fallback: bool = False
+    """It went to what proposes while the proposer can't."""
     reply: Reply | None = None
     """Without its text."""
     text: Hash = ""
@@ -80,6 +82,8 @@ class Experiment:
     """Why the last reply can't be applied."""
     defects: int = 0
     """Times that this program failed to ask."""
+    shortened: int = 0
+    """Times that the talk did not fit the model."""
     proposal: Hash = ""
     category: str = ""
     files: Hash = ""
@@ -141,7 +145,13 @@ class Standing:
     requests: frozenset[str] = frozenset()
     stopping: bool = False
     blocked: str = ""
-    """Why no call can be made any more by this process."""
+    """Why the proposer can't be called any more by this process."""
+    unblock: str = ""
+    """What the person can change about that."""
+    paused: ev.Paused | None = None
+    """What the night waits for now, once it was said."""
+    fallback: str = ""
+    """What proposes while the proposer can't; "" where nothing does, or where it has nothing more to propose."""
     finishing: str = ""
     """Why a person wants nothing new to be begun."""
     ended: ev.Ended | None = None
@@ -163,6 +173,12 @@ class Standing:
     """Of the proposer, in a row."""
     failed_at: float = 0.0
     """When the last call failed."""
+    failure: str = ""
+    """Why it did."""
+    hopeless: bool = False
+    """Asking again can't help before a person, or time, changes something."""
+    retry_after: float = 0.0
+    """Seconds that the server asked to wait."""
     begins: int = 0
     """Trials that were begun, each time counted."""
     fault: str = ""

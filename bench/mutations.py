@@ -8,7 +8,7 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 from agent import events as ev
-from agent import policy
+from agent import limits, policy
 from agent.actions import Actions
 from agent.judging import Judging
 from agent.loop import Loop
@@ -76,7 +76,7 @@ def cap_checked_without_the_reserve():
         cap = night.stoppers.usd
         return "all is spent" if cap is not None and (night.spent is None or night.spent >= cap) else ""
 
-    return patch.object(policy, "affords", affords)
+    return patch.object(limits, "affords", affords)
 
 
 def failure_of_a_worker_swallowed():
@@ -92,9 +92,9 @@ def experiment_dropped_when_a_limit_is_reached():
     next_action = policy.next_action
 
     def hasty(night, can):
-        reason = policy.enough(night)
+        reason = limits.enough(night)
         if reason and not list(night.running) and not night.testing:
-            return policy.End(*reason)
+            return policy.End(reason, 0 if limits.finished(night) else 3)
         return next_action(night, can)
 
     return patch.object(policy, "next_action", hasty)
@@ -171,6 +171,24 @@ def wins_taken_in_order_of_arrival():
     return patch.object(policy, "certain", lambda e: 0.0)
 
 
+def failing_proposer_asked_at_once():
+    return patch.multiple(limits, FIRST_WAIT=0.0, LONGEST_WAIT=0.0)
+
+
+def pause_that_nobody_is_told():
+    return patch.object(policy, "pause", lambda night: None)
+
+
+def outages_end_the_night():
+    end = policy.end
+
+    def impatient(night):
+        busy = list(night.running) or night.testing or any(e.asking for e in night.open)
+        return policy.End("no model", 3, "again") if night.outages >= 4 and not busy else end(night)
+
+    return patch.object(policy, "end", impatient)
+
+
 MUTATIONS: dict[str, Mutation] = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -186,6 +204,9 @@ MUTATIONS: dict[str, Mutation] = {
         fold_reads_the_clock,
         reserve_of_a_cut_off_call_forgotten,
         wins_taken_in_order_of_arrival,
+        failing_proposer_asked_at_once,
+        pause_that_nobody_is_told,
+        outages_end_the_night,
     )
 }
 

@@ -29,7 +29,7 @@ from agent.night import Night, OutOfOrder
 from agent.policy import Capacity
 from agent.program import Program
 from agent.protocols import Job
-from agent.records import Stoppers
+from agent.records import Stoppers, Surroundings
 from bench.workers import SimCaller, SimExecutor, SimPrompter, SimProposer
 from bench.world import Crash, Faults, Inspector, Process, SimJournal, SimRepository, Violation, World
 
@@ -38,6 +38,7 @@ PROGRAM = {
     "timeouts": {"startup": "60s", "evaluation": "60s"},
 }  # fmt: skip
 TINY = 1e-9  # dollars
+SHORTEST_WAIT = 15.0  # seconds, for each outage of the proposer in a row; up to ten minutes
 
 
 @dataclass
@@ -53,6 +54,8 @@ class Watch(Inspector):
 
     def appended(self, event: Event) -> None:
         before = self.night
+        if isinstance(event, ev.Asked):
+            self.patient(before, event)
         try:
             self.night = before.after(self.world.journal[-1])
         except (OutOfOrder, AssertionError, KeyError, IndexError) as error:
@@ -73,6 +76,16 @@ class Watch(Inspector):
         if cap is not None and in_flight and spent > cap + TINY:
             raise Violation(f"cap: {spent} of {cap} dollars are spent or set aside")
 
+    def patient(self, before: Night, event: ev.Asked) -> None:
+        """A proposer that fails is asked rarely, and the person is told when that lasts."""
+        if event.fallback and not (before.fallback and (before.blocked or before.paused)):
+            raise Violation(f"patience: call {event.call} goes to the fallback, and the proposer can be had")
+        if event.fallback or not before.outages:
+            return
+        waited = event.at - before.failed_at
+        if waited < min(600.0, SHORTEST_WAIT * before.outages) - TINY or not (before.paused or before.outages < 3):
+            raise Violation(f"patience: call {event.call} after {before.outages} outages was not waited for, or not said")
+
     def surest_first(self, before: Night, event: ev.Published) -> None:
         e = before.experiments[event.experiment]
         if not e.kept:
@@ -91,6 +104,11 @@ class Watch(Inspector):
             raise Violation("says why: a night ended without a reason")
         if list(self.night.running) or self.night.testing:
             raise Violation("brought to an end: a night ended while something ran")
+        cuts = ("stopped", "a person", "no slot", "0", "1", "2", "3", "4", "5", "$", "no more proposals: replay")
+        if event.code == 3 and not event.reason.startswith(cuts):
+            raise Violation(f"goes on: a night ended, though it could wait: {event.reason}")
+        if (event.code == 3) != bool(event.then):
+            raise Violation(f"says how to go on: {event.reason}")
         if event.code == 0 and self.night.open:
             raise Violation(f"brought to an end: {len(self.night.open)} experiments were dropped")
 
@@ -188,13 +206,14 @@ def simulate(seed: str) -> Outcome:
         plateau=rng.choice([None, None, 4]),
     )
     people(world, rng)
+    falls_back = rng.random() < 0.4
     try:
         for start in range(60):
             if start == 30:  # a quiet end: without further faults a night must finish
-                world.faults = Faults(sigma=world.faults.sigma)
+                world.faults, world.away = Faults(sigma=world.faults.sigma), ""
                 stoppers = stoppers.model_copy(update={"usd": None, "hours": None})
             outcome.starts += 1
-            code = one_process(world, watch, capacity, stoppers)
+            code = one_process(world, watch, capacity, stoppers, falls_back)
             if code == 0 and (start >= 30 or rng.random() < 0.8):
                 break
             if code == 3 and rng.random() < 0.3:  # what ended it may be changed by the person
@@ -255,12 +274,20 @@ def people(world: World, rng: random.Random) -> None:
         world.commits["theirs"] = world.commits["base"]
         world.refs["branch"] = "theirs"
 
+    def leave() -> None:
+        world.counts["proposer goes away"] += 1
+        world.away = rng.choice(["final: HTTP 401: the key was refused", "HTTP 503"])
+        world.at(rng.uniform(10, 50000), back)
+
+    def back() -> None:
+        world.away = ""
+
     for _ in range(rng.choice([0, 0, 1, 3, 6])):
-        do = rng.choice([lambda: request("stop"), lambda: request("finish"), edit, edit, break_it, move])
+        do = rng.choice([lambda: request("stop"), lambda: request("finish"), edit, edit, break_it, move, leave])
         world.at(rng.uniform(0, 6000), do)
 
 
-def one_process(world: World, watch: Watch, capacity: Capacity, stoppers: Stoppers) -> int:
+def one_process(world: World, watch: Watch, capacity: Capacity, stoppers: Stoppers, falls_back: bool) -> int:
     """From the start of a loop to its end or its death (-1)."""
     process, journal = Process(world), SimJournal(world)
     watch.awaited = []
@@ -271,8 +298,10 @@ def one_process(world: World, watch: Watch, capacity: Capacity, stoppers: Stoppe
             reread=reread, journal=journal, repository=SimRepository(world),
             executor=SimExecutor(world, process, capacity.slots), proposer=SimProposer(world),
             caller=SimCaller(world, process), prompts=SimPrompter(), device="cpu", emit=process.put,
+            fallback=SimProposer(world, stands_in=True) if falls_back else None,
         ),
         inbox=process, clock=process, capacity=capacity, stoppers=stoppers,
+        surroundings=Surroundings(fallback="search" if falls_back else ""),
     )  # fmt: skip
     world.broken = "" if not world.rows or not world.broken else world.broken
     if world.broken:  # a process does not start on a broken program: the person mends it first

@@ -95,15 +95,30 @@ class SimProposer:
 
     name, model, converses = "sim", "", True
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, stands_in: bool = False):
+        self.world, self.stands_in = world, stands_in
 
     def most_usd(self, request: Request) -> float | None:
-        return RESERVE
+        return 0.0 if self.stands_in else RESERVE
 
     def propose(self, request: Request) -> Reply:
         rng, faults = self.world.rng, self.world.faults
         usd, kind = rng.uniform(0, RESERVE), rng.random()
+        if self.stands_in:
+            usd = 0.0
+            self.world.counts["fallback asked"] += 1
+            if rng.random() < 0.03:
+                self.world.counts["fallback exhausted"] += 1
+                raise ProposerError("search has tried all it can", exhausted=True)
+        elif self.world.away:
+            self.world.counts["call while it is away"] += 1
+            raise ProposerError(self.world.away, final=self.world.away.startswith("final"))
+        elif len(request.turns) > 1 and rng.random() < faults.reply * 0.5:
+            self.world.counts["talk too long"] += 1
+            raise ProposerError("HTTP 400: the context is exceeded", status=400)
+        elif rng.random() < faults.reply * 0.02:
+            self.world.counts["proposer exhausted"] += 1
+            raise ProposerError("replay is exhausted", exhausted=True)
         if kind < faults.reply * 0.3:
             self.world.counts["outage"] += 1
             raise ProposerError("HTTP 503: overloaded")
@@ -129,13 +144,14 @@ class SimCaller:
 
     def __init__(self, world: World, process: Process):
         self.world, self.process, self.proposer = world, process, SimProposer(world)
+        self.fallback = SimProposer(world, stands_in=True)
 
     def call(self, asked: ev.Asked, request: Request, emit: Emit) -> None:
         world = self.world
         world.point("before a call")
         if world.inspector:
             world.inspector.called(asked)
-        result = answer(self.proposer, asked, request)
+        result = answer(self.fallback if asked.fallback else self.proposer, asked, request)
         if isinstance(result, ev.Replied):
             world.billed += result.reply.usd or 0.0
         seconds = world.rng.choice([5.0, 5.0, 30.0, 77.0])
@@ -163,6 +179,13 @@ class SimPrompter:
 
     def slip(self, request: Request, reply_text: str, traceback: str) -> Request:
         return self._on(request, reply_text, f"slip {len(request.turns)}: {traceback}")
+
+    def shorter(self, request: Request, facts) -> Request | None:
+        first, *others = request.turns
+        if len(others) > 2:
+            return request.model_copy(update={"turns": (first, *others[2:])})
+        brief = Turn(role="user", text="propose briefly")
+        return None if first == brief else request.model_copy(update={"turns": (brief, *others)})
 
     def _on(self, request: Request, reply: str, text: str) -> Request:
         turns = (Turn(role="assistant", text=reply), Turn(role="user", text=text))

@@ -66,6 +66,8 @@ class World:
     sent: list[str] = field(default_factory=list)
     """Ids of all requests ever made."""
     billed: float = 0.0
+    away: str = ""
+    """Why the proposer fails now, as it does until somebody does something about it."""
     theirs: str = ""
     """A commit that a person has put on the night's branch."""
     broken: str = ""

@@ -182,6 +182,9 @@ class Prompts:
     def slip(self, request: Request, reply_text: str, traceback: str) -> Request:
         return context.slip(request, reply_text, traceback, self.templates)
 
+    def shorter(self, request: Request, facts: Mapping[str, object]) -> Request | None:
+        return context.shorter(request, facts, self.templates)
+
 
 class ProgramFile:
     """program.md, parsed again only when its bytes have changed."""

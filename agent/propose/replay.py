@@ -41,7 +41,7 @@ class ReplayProposer:
         had = sum(call.reply is not None for e in request.history for call in e.calls) + here
         index = had if request.replies is None else request.replies
         if index >= len(self.replies):
-            raise ProposerError(f"replay is exhausted after {len(self.replies)} replies", final=True)
+            raise ProposerError(f"replay is exhausted after {len(self.replies)} replies", exhausted=True)
         return Reply(text=reply_text(self.replies[index]), proposer=self.name)
 
 

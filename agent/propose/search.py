@@ -104,12 +104,12 @@ class SearchProposer:
             raise ProposerError(
                 f"search finds no constant in {', '.join(request.files)}: write numbers at the top like "
                 "LEARNING_RATE = 1e-3, or use a model (--proposer anthropic, openai or command)",
-                final=True,
+                exhausted=True,
             )
         tries, parent = list(evidence(request)), incumbent(request)
         fresh = {c: left for c in found if (left := untried(c, tries, parent))}
         if not fresh:
-            raise ProposerError(f"search has tried all it can of {len(found)} constants", final=True)
+            raise ProposerError(f"search has tried all it can of {len(found)} constants", exhausted=True)
         rng = random.Random(f"{self.seed} {request.number} {len(request.turns)}")
         constant, aim, why = choose(list(fresh), tries, rng, request.program.metric.name)
         index = min(fresh[constant], key=lambda i: abs(i - aim))

@@ -1,0 +1,93 @@
+"""How far a night goes: when it is enough, when the proposer may be called, and when to wait for it. Pure, as
+policy.py, which asks this.
+"""
+
+from __future__ import annotations
+
+from agent.night import Night
+from agent.state import added
+
+FIRST_WAIT, LONGEST_WAIT = 15.0, 600.0  # seconds after an outage; each further one is twice as long
+LONGEST_RETRY_AFTER = 3600.0  # seconds that a server's Retry-After is honoured
+GO_ON = "the same command goes on from here"
+
+
+def enough(night: Night) -> str:
+    """The first reason to begin nothing new, in words for a person; "" where there is none."""
+    return finished(night) or (cut_short(night) or ("", ""))[0]
+
+
+def finished(night: Night) -> str:
+    """Why the night has done what it was begun for; "" where it has not."""
+    rules, most = night.rules, night.stoppers
+    best, done = night.incumbent, len(night.experiments) - 1
+    value = best.verdict.metric if best and best.verdict else None
+    if rules and value is not None and rules.reached(value):
+        return f"the target is reached: {rules.metric} {value:.6g}"
+    if most.experiments is not None and done >= most.experiments:
+        return f"{done} experiments are done, as asked"
+    if most.plateau is not None and since_keep(night) >= most.plateau:
+        return f"{most.plateau} experiments in a row brought nothing"
+    return ""
+
+
+def cut_short(night: Night) -> tuple[str, str] | None:
+    """Why this process goes no further, though the night is not finished; and how to go on."""
+    most = night.stoppers
+    if night.finishing:
+        return night.finishing, GO_ON
+    if night.blocked and not night.fallback:
+        return night.blocked, night.unblock or GO_ON
+    if most.hours is not None and night.now >= night.started + most.hours * 3600:
+        return f"{most.hours:g} hours are over, as asked", GO_ON
+    if most.tokens is not None and night.tokens >= most.tokens:
+        return f"{most.tokens:,} tokens are used, as allowed", f"with more --tokens {GO_ON}"
+    return None
+
+
+def since_keep(night: Night) -> int:
+    """Experiments in a row without a keep."""
+    return next((i for i, n in enumerate(reversed(night.order)) if night.experiments[n].kept), 0)
+
+
+def affords(night: Night, usd: float | None) -> str:
+    """Why a call that may cost so much can't be made; "" where it can. An unknown price never fits a cap."""
+    cap = night.stoppers.usd
+    if cap is None:
+        return ""
+    total = added(night.spent, usd)
+    if total is None or usd is None:
+        return "the price of a call is not known, so --usd can't be kept"
+    if total > cap:
+        return f"${total - usd:.2f} of ${cap:.2f} is spent, and the next call may cost ${usd:.2f}"
+    return ""
+
+
+def next_call(night: Night) -> float:
+    """When the proposer may be called; later with every outage in a row."""
+    if not night.outages:
+        return night.now
+    wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(night.outages, 10))
+    return night.failed_at + max(wait, min(night.retry_after, LONGEST_RETRY_AFTER))
+
+
+def may_call(night: Night, most: int) -> bool:
+    """Whether the proposer may be asked now; after an outage by one call only, until it answers."""
+    if night.blocked or night.now < next_call(night):
+        return False
+    return calls(night, fallback=False) < (1 if night.outages else most)
+
+
+def may_fall_back(night: Night, most: int) -> bool:
+    """Whether the fallback may be asked now: the proposer can't be."""
+    return bool(night.fallback) and out_of_reach(night) and calls(night, fallback=True) < most
+
+
+def out_of_reach(night: Night) -> bool:
+    """Whether the proposer can't be had for longer than a moment."""
+    return bool(night.blocked) or bool(night.outages) and night.paused is not None and night.paused.what == "model"
+
+
+def calls(night: Night, fallback: bool) -> int:
+    """Calls in flight, of the fallback or of the proposer."""
+    return sum(e.asking is not None and e.asking.fallback == fallback for e in night.open)
