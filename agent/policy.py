@@ -293,6 +293,8 @@ def pause(night: Night) -> Action | None:
 
 def ask(night: Night, can: Capacity) -> Action | None:
     """The next call of an experiment under way."""
+    if night.outages and cut_short(night):
+        return None
     called, fallback = may_call(night, can.calls), may_fall_back(night, can.calls)
     for e in night.open:
         if e.state == "refused" and called:

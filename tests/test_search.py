@@ -198,12 +198,12 @@ def test_a_reply_that_came_back_is_not_given_again() -> None:
 def test_the_end_of_the_search_is_told() -> None:
     with pytest.raises(ProposerError, match="LEARNING_RATE = 1e-3") as caught:
         ask("print('no constants')\n", [])
-    assert caught.value.final
+    assert caught.value.exhausted
     night = Night("USE_BIAS = True\n", lambda v: 1.0)
     night.step()
     with pytest.raises(ProposerError, match="tried all") as caught:
         night.step()
-    assert caught.value.final
+    assert caught.value.exhausted
 
 
 NUMBERS = st.one_of(
