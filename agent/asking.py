@@ -44,9 +44,9 @@ class Asking:
         except ProgramError as error:
             return ev.Blocked(reason=str(error))
         if e is not None and (request := self.shortened(night, e.shortened, request)) is None:
-            reason = "the talk about it does not fit the model, however short" if any(call.reply for call in e.calls) else (
-                "the request does not fit the model, without a history too: choose a --model with a longer context"
-            )  # fmt: skip
+            reason = "the talk about it does not fit the model, however short"
+            if not any(call.reply for call in e.calls):
+                reason = "the request does not fit the model, without a history too: choose one with a longer context"
             return ev.Judged(experiment=number, verdict=Verdict(kind="skipped", reason=reason))
         replies = self.replies_before(night, night.calls)
         self.request = request = request.model_copy(update={"replies": replies})

@@ -23,3 +23,6 @@ class ThreadCaller:
             emit(answer(proposer, asked, request))
 
         Thread(target=work, name=f"call {asked.call}", daemon=True).start()
+
+    def close(self) -> None:
+        self.proposer.close()

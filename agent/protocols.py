@@ -44,6 +44,14 @@ class Proposer(Protocol):
         """Answer in the reply format of agent/propose/edits.py. Raises errors.ProposerError when it can't."""
         ...
 
+    def check(self, request: Request) -> None:
+        """What would make every call fail, as far as it can be told without a cost. Raises errors.Failure."""
+        ...
+
+    def close(self) -> None:
+        """End the processes of calls that are under way."""
+        ...
+
     def most_usd(self, request: Request) -> float | None:
         """Upper bound of what the call may cost, reserved before it is made; None: price unknown."""
         ...
@@ -103,6 +111,10 @@ class Caller(Protocol):
 
     def call(self, asked: Asked, request: Request, emit: Emit) -> None:
         """Start the call; returns at once. Replied or CallFailed is emitted at its end."""
+        ...
+
+    def close(self) -> None:
+        """Nothing is waited for any more, and nothing that was started goes on."""
         ...
 
 

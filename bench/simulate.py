@@ -84,7 +84,7 @@ class Watch(Inspector):
             return
         waited = event.at - before.failed_at
         if waited < min(600.0, SHORTEST_WAIT * before.outages) - TINY or not (before.paused or before.outages < 3):
-            raise Violation(f"patience: call {event.call} after {before.outages} outages was not waited for, or not said")
+            raise Violation(f"patience: call {event.call}, after {before.outages} outages, came too soon or unsaid")
 
     def surest_first(self, before: Night, event: ev.Published) -> None:
         e = before.experiments[event.experiment]

@@ -98,6 +98,9 @@ class SimProposer:
     def __init__(self, world: World, stands_in: bool = False):
         self.world, self.stands_in = world, stands_in
 
+    def check(self, request: Request) -> None: ...
+    def close(self) -> None: ...
+
     def most_usd(self, request: Request) -> float | None:
         return 0.0 if self.stands_in else RESERVE
 
@@ -163,6 +166,8 @@ class SimCaller:
                 world.counts["doubled reply"] += 1
                 self.process.emit_in(seconds + world.rng.choice([0.0, 30.0]), result)
         world.point("after a call")
+
+    def close(self) -> None: ...
 
 
 class SimPrompter:

@@ -8,7 +8,19 @@ from agent import events as ev
 from agent.limits import GO_ON
 from agent.night import Night
 from agent.policy import (
-    Ask, Capacity, CountAsCrash, End, Judge, Pause, Publish, Rebase, Refuse, Resume, Train, deadline, next_action,
+    Ask,
+    Capacity,
+    CountAsCrash,
+    End,
+    Judge,
+    Pause,
+    Publish,
+    Rebase,
+    Refuse,
+    Resume,
+    Train,
+    deadline,
+    next_action,
 )  # fmt: skip
 from agent.records import Measurement, Reply, Stoppers, Verdict
 
@@ -123,8 +135,8 @@ def test_outages_never_end_the_night_it_waits_longer_and_longer_and_says_so_once
             night = said(night)
             assert night.paused and night.paused.reason == "HTTP 503" and night.paused.until == night.now + 120
         assert next_action(night, ONE) is None
-        until = deadline(night)
-        assert until == night.now + min(600.0, 15.0 * 2 ** min(outage + 1, 10))
+        until = night.now + min(600.0, 15.0 * 2 ** min(outage + 1, 10))
+        assert deadline(night) == until
         night = after(night, ev.Waited(at=until))
         assert next_action(night, ONE) == Ask(1, "first")
     night = after(night, asked(2000), replied(2000), ev.ReplyRefused(experiment=1, error="e"))

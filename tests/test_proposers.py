@@ -342,7 +342,7 @@ def test_replay_goes_on_where_the_history_ends(tmp_path: Path) -> None:
     assert replay.propose(request(*TALK, history=(done,))).text == "reply 3.txt"
     with pytest.raises(ProposerError, match="exhausted after 3 replies") as caught:
         replay.propose(request(*TALK, history=(done, done)))
-    assert caught.value.final
+    assert caught.value.exhausted
 
 
 def test_replay_of_one_file(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ One file for each group of commands; they read flags and turn failures into one 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import typer
 
+# The base of all that a command line can have wrong; typer gives it no name of its own yet.
+from typer.exceptions import TyperException
+
 from agent.cli import check, night, show
+from agent.cli.output import survive
 from agent.errors import Failure
 
 HELP = (__doc__ or "").partition("\n")[0]
@@ -22,22 +25,36 @@ for group in (night, show, check):
         app.command()(command)
 
 
-def guarded(call: Callable[[], Any]) -> None:
-    """Run a command; a Failure, or a machine that is full or broken, becomes one line on stderr and exit code 2."""
+def guarded(command: typer.Typer, name: str) -> None:
+    """Run a command line. A mistake of the person (a wrong flag too), or a machine that is full or broken, becomes one
+    line on stderr and exit code 2."""
+    survive()
     try:
-        call()
+        code = command(standalone_mode=False, prog_name=name)
     except (Failure, OSError, sqlite3.OperationalError) as failure:
-        said = failure if isinstance(failure, Failure) else f"{failure}; the same command goes on from here"
-        print(f"error: {said}", file=sys.stderr)
-        raise SystemExit(2) from None
+        fail(str(failure))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except TyperException as mistake:
+        usage = " ".join(mistake.format_message().split())
+        if not usage:  # no command at all: its help is printed
+            raise SystemExit(2) from None
+        fail(f"{usage} (`{name} --help` lists what there is)")
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def fail(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def loop() -> None:
     """`python -m agent.loop` is `python -m agent run`."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command()(night.run)
-    guarded(single)
+    guarded(single, "python -m agent.loop")
 
 
 def main() -> None:
-    guarded(app)
+    installed = os.path.basename(sys.argv[0]) == "overnight"
+    guarded(app, "overnight" if installed else "python -m agent")

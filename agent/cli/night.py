@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
-from filelock import FileLock, Timeout
 
 from agent import inbox
+from agent.cli.nights import is_worked_on
 from agent.cli.show import Repo, Tag, find_night, show_summary
 from agent.cli.wiring import Flags, Parts, assemble
 from agent.errors import Failure
 from agent.events import Requested
+from agent.limits import GO_ON
 from agent.propose.choose import PROPOSERS
 from agent.records import Stoppers
 
@@ -41,6 +46,13 @@ def run(
         str | None, typer.Option(help="Program that reads the prompt and prints the reply, like 'claude -p'.")
     ] = None,
     replay: Annotated[Path | None, typer.Option(help="Folder or file of replies to run again, in order.")] = None,
+    fallback: Annotated[
+        str | None, typer.Option(help="What proposes while the model can't be had: search. Default: wait for it.")
+    ] = None,
+    new: Annotated[bool, typer.Option("--new", help="Begin another night, though one is not finished.")] = False,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Don't ask the model's server beforehand whether it is there.")
+    ] = False,
     budget: Annotated[str | None, typer.Option(help="Training per trial: 20s, 5m, or 2M tokens within 60s.")] = None,
     repo: Repo = Path("."),
     metric: Annotated[str | None, typer.Option(help="Contract: name of the metric, as printed.")] = None,
@@ -80,45 +92,56 @@ def run(
         base_url=base_url,
         command=command,
         replay=replay,
+        fallback=fallback,
+        new=new,
+        check=not no_check,
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),
     )
-    for number in (signal.SIGTERM, signal.SIGHUP):  # until the loop listens they end it as Ctrl-C does, tidily
-        signal.signal(number, signal.default_int_handler)
+    on_signals(signal.default_int_handler)  # until the loop listens, every signal ends it as Ctrl-C does, tidily
     try:
         parts = assemble(repo, flags, today=date.today().isoformat())
     except KeyboardInterrupt:
-        print("stopped before anything was begun", file=sys.stderr)
+        print("stopped before anything was begun: the same command begins again", file=sys.stderr)
         raise typer.Exit(3) from None
     listen(parts)
-    ended = parts.run()
-    parts.close()
-    if ended.code != 2:
-        parts.console.print(f"the night ends: {ended.reason}", markup=False)
-    if ended.code == 3:
-        parts.console.print("it is not finished: the same command goes on from here")
+    try:
+        ended = parts.run()
+        parts.close()
+    except (OSError, sqlite3.OperationalError) as fault:  # the disk is full, or gone: what is journaled is safe
+        parts.end_at_once()
+        print(f"error: {fault}: once that is mended, {GO_ON}", file=sys.stderr)
+        raise typer.Exit(3) from None
     if ended.code == 2:
         raise Failure(ended.reason)
     show_summary(parts.home, parts.console)
     raise typer.Exit(ended.code)
 
 
+def on_signals(handler: Callable[[int, FrameType | None], object]) -> None:
+    """One that is ignored stays ignored: `nohup` and shells say so for what shall outlive a terminal."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
 def listen(parts: Parts) -> None:
     """One signal stops: the trials are ended, the rest is journaled. A second one ends everything at once."""
     heard: list[int] = []
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, frame: FrameType | None) -> None:
         heard.append(number)
         if len(heard) > 1:
-            parts.executor.close(now=True)
-            os._exit(130)
+            parts.end_at_once()
+            with contextlib.suppress(OSError):
+                os.write(2, f"\nended at once: {GO_ON}\n".encode())
+            os._exit(3)
         name = signal.Signals(number).name
         parts.inbox.put(Requested(id=f"{name}-{os.getpid()}-{time.time_ns()}", what="stop", text=name))
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, stop)
+    on_signals(stop)
 
 
 def stop(
@@ -134,17 +157,6 @@ def stop(
         raise Failure(f"no loop works on {home.name}: there is nothing to stop")
     inbox.send(home, "finish" if after else "stop", "asked to stop by a person")
     typer.echo(f"asked the loop of {home.name} to {'end after what has begun' if after else 'stop now'}")
-
-
-def is_worked_on(home: Path) -> bool:
-    """Whether a loop holds the night at this moment."""
-    lock = FileLock(home / "lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
 
 
 COMMANDS = (run, stop)

@@ -23,10 +23,11 @@ from rich.markup import escape
 from agent import events as ev
 from agent.actions import Actions
 from agent.caller import ThreadCaller
+from agent.cli.nights import choose_tag, newest
 from agent.errors import Failure, ProgramError
 from agent.history import History
 from agent.inbox import RealClock, SpoolInbox
-from agent.ledger import Ledger, is_old
+from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.night import Night
 from agent.observers.follow import Follower, Observer
@@ -35,10 +36,10 @@ from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
 from agent.program import Device, Program, load_program
 from agent.propose import context
-from agent.propose.choose import banner, choose_proposer
+from agent.propose.choose import banner, choose_fallback, choose_proposer
 from agent.propose.templates import Templates
-from agent.protocols import Executor, Request
-from agent.records import Experiment, Stoppers, Surroundings, Turn
+from agent.protocols import Executor, Proposer, Request
+from agent.records import Experiment, Stoppers, Surroundings
 from agent.run.gpu import device_name, find_device, visible_gpus
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe, rooms_fault
@@ -74,6 +75,11 @@ class Flags:
     replay: Path | None
     sandbox: str
     stoppers: Stoppers
+    fallback: str | None = None
+    new: bool = False
+    """Begin another night, though one is not finished."""
+    check: bool = True
+    """Ask the model's server beforehand whether it is there."""
     slots: int = 1
     contract: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,6 +99,11 @@ class Parts:
         """Leave one whole file behind: the journal's last pages are written into it."""
         self.ledger.close()
 
+    def end_at_once(self) -> None:
+        """Leave no process behind, whatever becomes of its work."""
+        self.executor.close(now=True)
+        self.loop.actions.caller.close()
+
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
         followers = [Follower(self.home, make(self.home, self.console)) for make in OBSERVERS.values()]
@@ -102,6 +113,7 @@ class Parts:
         try:
             return self.loop.run()
         finally:
+            self.loop.actions.caller.close()
             for follower in followers:
                 follower.end()
 
@@ -109,7 +121,7 @@ class Parts:
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
     root = Path(str(open_repository(repo).working_dir))
-    tag = flags.tag or default_tag(root, today)
+    tag = choose_tag(root, flags.tag, today, flags.new)
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
     reread = ProgramFile(root, flags.contract)
     program = reread.load()
@@ -124,16 +136,22 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         replay=flags.replay,
         device=device,
     )
-    empty = Request(number=1, system="", turns=(Turn(role="user", text=""),), program=program, files={}, history=())
-    if flags.stoppers.usd is not None and proposer.most_usd(empty) is None:
-        raise Failure(f"what {proposer.model or proposer.name} costs is not known: leave --usd out")
+    fallback, say = choose_fallback(flags.fallback, proposer, device), teller(console)
+    before = Ledger(workspace.home, readonly=True).night() if (workspace.home / "ledger.db").exists() else Night()
+    templates = Templates(root / "prompts", lambda text: inbox.put(ev.Noted(text=text)))
+    first = context.first_request(
+        1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
+    )
+    check_proposers(flags, before, proposer, fallback, first, say)
     room = choose_sandbox(flags.sandbox, private=(workspace.root,))
     workspace.prepare_home()
     ledger, clock = Ledger(workspace.home), RealClock()
     inbox, night = SpoolInbox(workspace.home, clock), ledger.night()
+    if night.starts:
+        done = max(0, len(night.order) - 1)
+        say(f"going on with night {tag}: {done} experiments are done; --new begins another one")
     same_night(night, ledger, program)
     same_hardware(night, device)
-    say = teller(console)
     say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
     say(banner(proposer))
     for path in workspace.uncommitted([*program.edit, *program.protect]):
@@ -150,10 +168,11 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         repository=workspace,
         executor=executor,
         proposer=proposer,
-        caller=ThreadCaller(proposer),
-        prompts=Prompts(Templates(root / "prompts", lambda text: inbox.put(ev.Noted(text=text)))),
+        caller=ThreadCaller(proposer, fallback),
+        prompts=Prompts(templates),
         device=device,
         emit=inbox.put,
+        fallback=fallback,
     )
     capacity = Capacity(slots=executor.slots, calls=executor.slots, evaluations=1)
     surroundings = Surroundings(
@@ -162,9 +181,38 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         data=data,
         hardware=device_name(device),
         cards=",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else "",
+        fallback=fallback.name if fallback else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
     return Parts(workspace.home, loop, inbox, executor, console, ledger)
+
+
+def check_proposers(
+    flags: Flags,
+    before: Night,
+    proposer: Proposer,
+    fallback: Proposer | None,
+    first: Request,
+    say: Callable[[str], None],
+) -> None:
+    """What would keep a night from ever getting a proposal, before anything is trained. Raises Failure. A night that
+    goes on is not refused for it: what is missing may be back soon."""
+    usd = flags.stoppers.usd
+    most = proposer.most_usd(first)
+    if usd is not None and most is None:
+        raise Failure(f"what {proposer.model or proposer.name} costs is not known: leave --usd out")
+    if usd is not None and most is not None and most > usd:
+        raise Failure(f"--usd {usd:g} is less than one call may cost (${most:.2f}): allow more, or leave it out")
+    if not flags.check:
+        return
+    try:
+        proposer.check(first)
+        if fallback:
+            fallback.check(first)
+    except (Failure, OSError) as failure:
+        if not before.measured:
+            raise
+        say(f"{failure}; going on, and trying again")
 
 
 @dataclass
@@ -279,34 +327,6 @@ def same_hardware(night: Night, device: Device) -> None:
     """A night stays on one kind of device: times and losses of another can't be compared. Raises Failure."""
     if night.hardware and night.hardware != (now := device_name(device)):
         raise Failure(f"this night was begun on {night.hardware}, but this is {now}: choose a new --tag")
-
-
-def default_tag(root: Path, today: str) -> str:
-    """The newest night that is not finished, or today's date, counted up where there is one already."""
-    home = newest(root)
-    if home is not None and not is_finished(home):
-        return home.name
-    taken = {path.name for path in nights(root)}
-    names = [today, *(f"{today}-{n}" for n in range(2, 1000))]
-    return next(name for name in names if name not in taken)
-
-
-def is_finished(home: Path) -> bool:
-    """By its own experiments, target or plateau; a night of an older version is not gone on with."""
-    if is_old(home / "ledger.db"):
-        return True
-    ended = Ledger(home, readonly=True).night().ended
-    return ended is not None and ended.code == 0
-
-
-def nights(root: Path) -> list[Path]:
-    """Folders of all nights, oldest first."""
-    ledgers = sorted((root / ".research").glob("*/ledger.db"), key=lambda path: path.stat().st_mtime)
-    return [path.parent for path in ledgers]
-
-
-def newest(root: Path) -> Path | None:
-    return nights(root)[-1] if nights(root) else None
 
 
 def same_night(night: Night, ledger: Ledger, program: Program) -> None:

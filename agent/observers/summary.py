@@ -37,8 +37,12 @@ def experiments_table(experiments: Sequence[Experiment], program: Program) -> Ta
     return table
 
 
-def summary(experiments: Sequence[Experiment], program: Program, tag: str, notes: Sequence[str] = ()) -> Table:
-    """The morning's table: best, baseline, kept, reverted by reason, time, tokens, dollars, what to type."""
+def summary(
+    experiments: Sequence[Experiment], program: Program, tag: str, notes: Sequence[str] = (), ended: str = "",
+    go_on: str = "",
+) -> Table:  # fmt: skip
+    """The morning's table: best, baseline, kept, reverted by reason, time, tokens, dollars, why it ended, what to type
+    and how to `go_on`."""
     done = [e for e in experiments if e.verdict]
     kept = [e for e in done if e.verdict and e.verdict.kept and e.number]
     reverted = Counter(e.verdict.kind for e in done if e.verdict and e.verdict.kind not in KEPT)
@@ -76,6 +80,12 @@ def summary(experiments: Sequence[Experiment], program: Program, tag: str, notes
         table.add_row("review", ", ".join(review) + ": look before you trust")
     for note in notes:
         table.add_row("note", escape(cell(note)))
+    if ended:
+        table.add_row("ended", escape(cell(ended)))
+    if go_on:
+        table.add_row("go on", escape(cell(go_on)))
+    if not best:
+        return table  # there is nothing to look at or to take
     table.add_row("look", f"git log -p --reverse HEAD..research/{tag}")
     table.add_row("compare", f"git diff HEAD...research/{tag}")
     table.add_row("take", f"git merge --ff-only research/{tag}")

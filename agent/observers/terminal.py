@@ -48,7 +48,8 @@ class Terminal:
                 self.asking.pop(event.call, None)
             case ev.CallFailed():
                 self.asking.pop(event.call, None)
-                self.say(f"the proposer failed: {event.reason}")
+                if not night.paused:  # after that, only a change is worth a line
+                    self.say(f"the proposer failed: {event.reason}")
             case ev.TrialBegun(number=0, attempt=1):
                 e = history.brief(night.experiments[event.experiment])
                 label = e.label if e.number else "the program as it is, with several seeds"
@@ -70,6 +71,14 @@ class Terminal:
                 self.say(event.refused)
             case ev.Noted():
                 self.say(event.text)
+            case ev.Paused():
+                self.say(paused(event, night))
+            case ev.Resumed():
+                self.say("going on")
+            case ev.Blocked() if night.fallback:
+                self.say(f"{event.reason}: {night.fallback} proposes from here on")
+            case ev.Ended() if event.code != 2:
+                self.say(f"the night ends: {event.reason}")
             case ev.Tested() if event.reason:
                 self.say(f"the test of experiment {event.experiment} failed: {event.reason}")
             case ev.Requested(what="stop") if night.stopping:
@@ -111,6 +120,13 @@ class Terminal:
         if self.status is not None:
             self.status.stop()
             self.status = None
+
+
+def paused(event: ev.Paused, night: Night) -> str:
+    """What is said of a pause."""
+    meanwhile = f"; {night.fallback} proposes meanwhile" if night.fallback and event.what == "model" else ""
+    again = f", next at {time.strftime('%H:%M:%S', time.localtime(event.until))}" if event.until else ""
+    return f"paused: {event.reason}{meanwhile}; it is tried again by itself{again}"
 
 
 def last_line(log: Path) -> str:

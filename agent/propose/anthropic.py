@@ -11,7 +11,7 @@ from anthropic.types import MessageParam
 from genai_prices import Usage
 
 from agent.errors import Failure
-from agent.propose.llm import Answer, ApiProposer, Policy
+from agent.propose.llm import CHECK_SECONDS, Answer, ApiProposer, Policy
 from agent.propose.reply import messages
 from agent.propose.stream import Heard, mapping, text_of, tokens_of, usage_of, word_of
 from agent.protocols import Request
@@ -28,6 +28,7 @@ class AnthropicProposer(ApiProposer):
     key_name = "ANTHROPIC_API_KEY"
     provider = "anthropic"
     errors = anthropic.APIError
+    models = "/v1/models"
 
     def __init__(self, model: str | None = None, base_url: str | None = None, policy: Policy | None = None):
         """Raises Failure when there is neither a key nor an address that may do without."""
@@ -36,7 +37,10 @@ class AnthropicProposer(ApiProposer):
             raise Failure(f"--proposer anthropic needs a key: export {self.key_name}=... or use --proposer search")
         none_needed = None if key or token else "none"
         self.client = anthropic.Anthropic(api_key=key or none_needed, base_url=base_url, max_retries=0)
-        super().__init__(model or MODEL, str(self.client.base_url), policy or Policy())
+        super().__init__(model or MODEL, str(self.client.base_url), policy or Policy(), named=model is not None)
+
+    def get(self, path: str) -> Any:
+        return self.client.get(path, cast_to=object, options={"timeout": CHECK_SECONDS})
 
     def open(self, request: Request, timeout: float) -> AbstractContextManager[Answer]:
         """The system prompt is the same for every experiment, so it is worth a place in the prompt cache."""

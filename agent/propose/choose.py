@@ -115,6 +115,13 @@ def choose_proposer(
     return PROPOSERS[name].make(settings)
 
 
+def choose_fallback(name: str | None, proposer: Proposer, device: Device) -> Proposer | None:
+    """What proposes while the proposer can't. Raises Failure."""
+    if name not in (None, "search"):
+        raise Failure(f"--fallback {name} is not known: search is the one that there is")
+    return PROPOSERS["search"].make(Settings(device=device)) if name and proposer.name != "search" else None
+
+
 def keys_that_are_set() -> list[str]:
     """Names of the environment variables that hold a key for one of the proposers."""
     return [kind.key for kind in PROPOSERS.values() if kind.key and os.environ.get(kind.key)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -37,6 +38,15 @@ class CommandProposer:
             raise Failure("--command is empty: write for example --command 'claude -p'")
         self.model = os.path.basename(self.argv[0])
         self.deadline = deadline
+        self.running: set[subprocess.Popen[bytes]] = set()
+
+    def check(self, request: Request) -> None:
+        if shutil.which(self.argv[0]) is None:
+            raise Failure(f"--command {self.argv[0]}: there is no such program: install it, or write its path")
+
+    def close(self) -> None:
+        for process in list(self.running):
+            kill(process)
 
     def most_usd(self, request: Request) -> float | None:
         """A subscription or a key: the program alone knows."""
@@ -77,12 +87,14 @@ class CommandProposer:
             except (OSError, ValueError) as error:  # ValueError: a NUL in its name
                 why = error.strerror if isinstance(error, OSError) else error
                 raise ProposerError(f"--command {self.argv[0]} can't be started: {why}", final=True) from None
+            self.running.add(process)
             try:
                 code = process.wait(self.deadline)
             except subprocess.TimeoutExpired:
                 raise ProposerError(f"command {self.model}: no reply within {self.deadline:g} s") from None
             finally:
                 end(process)
+                self.running.discard(process)
             out.seek(0)
             text = out.read(LONGEST_REPLY).decode("utf-8", "replace")
             if code != 0:
@@ -111,5 +123,10 @@ def end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)
-        os.killpg(process.pid, signal.SIGKILL)
+        kill(process)
     process.wait()
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -33,8 +33,10 @@ from tenacity import (
 from agent.errors import Failure, ProposerError
 from agent.numeric import number
 from agent.propose.context import estimate_tokens
+from agent.propose.failures import status_and_message
+from agent.propose.models import check_model
 from agent.propose.reply import reply_text
-from agent.propose.stream import DONE, ErrorEvent, Heard, events, mapping
+from agent.propose.stream import DONE, ErrorEvent, Heard, events
 from agent.propose.templates import one_line
 from agent.protocols import Request
 from agent.records import Reply
@@ -43,16 +45,6 @@ log = logging.getLogger(__name__)
 
 # tiktoken's count is of another model's tokenizer; newer ones have been seen to need up to 1.4 times as many.
 INPUT_MARGIN = 2.0
-STATUS_OF = {  # errors inside a stream have a name where others have an HTTP status
-    "authentication_error": 401,
-    "invalid_api_key": 401,
-    "billing_error": 402,
-    "insufficient_quota": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "invalid_request_error": 400,
-}
 TEMPORARY = frozenset({0, 408, 409, 425, 429})  # 0: no status, as of a connection that broke
 # Servers say in their own words that a request does not fit the context; another wording is a refusal like any other.
 TOO_LONG = re.compile(
@@ -62,6 +54,7 @@ TOO_LONG = re.compile(
 CUT = frozenset({"length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"})
 REFUSED = frozenset({"refusal", "content_filter", "safety"})
 UNUSABLE = frozenset({"tool_calls", "tool_use", "function_call", "pause_turn", "abort", "cancelled", "error"})
+CHECK_SECONDS = 15.0  # for the list of models
 AFTER_STOP = 10.0  # seconds for the figures that may follow a complete reply
 
 
@@ -110,14 +103,29 @@ class ApiProposer:
     """As genai-prices names it; None: told by the URL."""
     errors: type[Exception]
     """What the SDK raises when a call fails."""
+    models: str
+    """Path of the list of models."""
 
-    def __init__(self, model: str, base_url: str, policy: Policy):
+    def __init__(self, model: str, base_url: str, policy: Policy, named: bool = True):
         """Raises Failure when the address is none."""
         if not base_url.startswith(("http://", "https://")):
             raise Failure(f"--base-url {base_url} is no address: write for example http://127.0.0.1:11434/v1")
         self.model = model
         self.base_url = base_url
         self.policy = policy
+        self.named = named
+        """The person has chosen the model."""
+
+    def get(self, path: str) -> Any:
+        """The JSON at a path of the server. Raises what the SDK raises."""
+        raise NotImplementedError
+
+    def check(self, request: Request) -> None:
+        """Asks the server for its models. Raises Failure."""
+        self.model = check_model(self.get, self.models, self.model, self.named, self.base_url, self.key_name)
+
+    def close(self) -> None:
+        """A call in flight ends with its thread."""
 
     def open(self, request: Request, timeout: float) -> AbstractContextManager[Answer]:
         """Send the request; the answer's body is not read yet."""
@@ -316,22 +324,6 @@ def is_loopback(url: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def status_and_message(error: Exception) -> tuple[int, str]:
-    """An SDK's or the transport's error -> (HTTP status, 0 where there is none; one line of what it says)."""
-    body = mapping(getattr(error, "body", None))
-    inner = mapping(body.get("error", body))
-    words = [word for word in (inner.get("code"), inner.get("type")) if isinstance(word, str)]
-    named = [STATUS_OF[word] for word in words if word in STATUS_OF]
-    code = number(inner.get("code"))
-    if not named and code is not None and 400 <= code < 600:
-        named = [int(code)]
-    status = int(getattr(error, "status_code", 0))
-    if 402 in named or status < 400:  # "no credit" comes as 429, and errors in a stream after a 200
-        status = 402 if 402 in named else (named or [0])[0]
-    said = inner.get("message") or (status or error.__cause__ is None) and str(error) or error.__cause__
-    return status, one_line(said or type(error).__name__)
 
 
 def retry_after(headers: Any) -> float | None:

@@ -15,7 +15,7 @@ from genai_prices import Usage
 from openai.types.chat import ChatCompletionMessageParam
 
 from agent.errors import Failure
-from agent.propose.llm import Answer, ApiProposer, Policy
+from agent.propose.llm import CHECK_SECONDS, Answer, ApiProposer, Policy
 from agent.propose.reply import messages
 from agent.propose.stream import Heard, mapping, mappings, text_of, tokens_of, usage_of, word_of
 from agent.protocols import Request
@@ -32,6 +32,7 @@ class OpenAIProposer(ApiProposer):
     name = "openai"
     key_name = "OPENAI_API_KEY"
     errors = openai.APIError
+    models = "/models"
 
     def __init__(self, model: str | None = None, base_url: str | None = None, policy: Policy | None = None):
         """Raises Failure when there is neither a key nor a server that may do without."""
@@ -41,7 +42,10 @@ class OpenAIProposer(ApiProposer):
             raise Failure(f"--proposer openai needs a key: export {self.key_name}=..., or give --base-url")
         # Local servers ask for no key, but the SDK does.
         self.client = openai.OpenAI(api_key=key or "none", base_url=base_url, max_retries=0)
-        super().__init__(model or MODEL, str(self.client.base_url), policy or Policy())
+        super().__init__(model or MODEL, str(self.client.base_url), policy or Policy(), named=model is not None)
+
+    def get(self, path: str) -> Any:
+        return self.client.get(path, cast_to=object, options={"timeout": CHECK_SECONDS})
 
     @property
     def _is_openai(self) -> bool:

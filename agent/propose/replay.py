@@ -32,6 +32,9 @@ class ReplayProposer:
         if not self.replies:
             raise Failure(f"--replay {path} holds no replies: give a folder, or a file divided by {DIVIDER!r}")
 
+    def check(self, request: Request) -> None: ...
+    def close(self) -> None: ...
+
     def most_usd(self, request: Request) -> float | None:
         return 0.0
 

@@ -94,11 +94,16 @@ class SearchProposer:
     def __init__(self, seed: int = 0, device: Device = "cpu"):
         self.seed, self.cuda = seed, device == "cuda"
 
+    def check(self, request: Request) -> None:
+        self.constants(request)
+
+    def close(self) -> None: ...
+
     def most_usd(self, request: Request) -> float | None:
         return 0.0
 
-    def propose(self, request: Request) -> Reply:
-        """Raises a final ProposerError when there is nothing (left) to try."""
+    def constants(self, request: Request) -> list[Constant]:
+        """Raises ProposerError where there are none."""
         found = [c for path, text in request.files.items() for c in constants(path, text, self.cuda)]
         if not found:
             raise ProposerError(
@@ -106,6 +111,11 @@ class SearchProposer:
                 "LEARNING_RATE = 1e-3, or use a model (--proposer anthropic, openai or command)",
                 exhausted=True,
             )
+        return found
+
+    def propose(self, request: Request) -> Reply:
+        """Raises an exhausted ProposerError when there is nothing (left) to try."""
+        found = self.constants(request)
         tries, parent = list(evidence(request)), incumbent(request)
         fresh = {c: left for c in found if (left := untried(c, tries, parent))}
         if not fresh:

@@ -1,0 +1,54 @@
+"""Which nights there are in a repository, and which one a command means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from agent.errors import Failure
+from agent.ledger import Ledger, is_old
+
+
+def choose_tag(root: Path, tag: str | None, today: str, new: bool) -> str:
+    """Without a `tag`: the newest night that is not finished, or today's date, counted up where there is one already.
+    `new`: another night, whatever became of the others. Raises Failure."""
+    if tag and new and (root / ".research" / tag / "ledger.db").exists():
+        raise Failure(f"there is a night called {tag} already: leave --new out, or choose another --tag")
+    if tag:
+        return tag
+    home = newest(root)
+    if not new and home is not None and not is_finished(home):
+        return home.name
+    taken = {path.name for path in nights(root)}
+    names = [today, *(f"{today}-{n}" for n in range(2, 1000))]
+    return next(name for name in names if name not in taken)
+
+
+def is_finished(home: Path) -> bool:
+    """By its own experiments, target or plateau; a night of an older version is not gone on with."""
+    if is_old(home / "ledger.db"):
+        return True
+    ended = Ledger(home, readonly=True).night().ended
+    return ended is not None and ended.code == 0
+
+
+def nights(root: Path) -> list[Path]:
+    """Folders of all nights, oldest first."""
+    ledgers = sorted((root / ".research").glob("*/ledger.db"), key=lambda path: path.stat().st_mtime)
+    return [path.parent for path in ledgers]
+
+
+def newest(root: Path) -> Path | None:
+    return nights(root)[-1] if nights(root) else None
+
+
+def is_worked_on(home: Path) -> bool:
+    """Whether a loop holds the night at this moment."""
+    lock = FileLock(home / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
