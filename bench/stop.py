@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -39,12 +40,14 @@ from agent.errors import Failure  # noqa: E402
 from agent.ledger import Ledger  # noqa: E402
 
 TRAIN = """\
-import os, time
+import os, signal, time
 RATE = 0.5
+if os.environ.get("STUBBORN"):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 time.sleep(float(os.environ.get("STARTUP", "0")))
 for step in range(3):
     print(f"step {step} loss {RATE / (step + 1):.4f} {step * 33}%", flush=True)
-    time.sleep(float(os.environ.get("TRAINING", "0")))
+    time.sleep(float(os.environ.get("TRAINING", os.environ.get("STUBBORN", "0"))))
 print("loss:", (RATE - 0.1) ** 2)
 """
 SLEEP = "import os, time; time.sleep(float(os.environ.get({0!r}, '0'))); print('loss: 0.5')\n"
@@ -57,7 +60,7 @@ prepare: python prepare.py
 evaluate: python evaluate.py
 test: python score.py
 budget: 20s
-environment: [STARTUP, TRAINING, EVALUATION, TEST]
+environment: [STARTUP, TRAINING, STUBBORN, EVALUATION, TEST]
 ---
 # Direction
 Lower the loss by changing the rate; leave the printing of progress alone, it tells how far it is.
@@ -105,7 +108,8 @@ DOINGS = (
     Doing("a trial starts", lambda events, home: last(ev.TrialBegun)(events, home) and phase("startup")(events, home),
           "STARTUP"),
     Doing("a trial trains", says(b"step 0"), "TRAINING"),
-    Doing("an evaluation", phase("evaluation"), "EVALUATION"),
+    Doing("a trial ignores SIGTERM", says(b"step 0"), "STUBBORN"),
+    Doing("an evaluation", says(b"\nloss: 0.16"), "EVALUATION"),
     Doing("a held-out test", last(ev.TestBegun), "TEST"),
     Doing("a command proposes", last(ev.Asked), command=f"{sys.executable} -c 'import time; time.sleep(600)'"),
     Doing("an answer is awaited", last(ev.Asked), steps=(Step(hang=True),)),
@@ -214,13 +218,14 @@ def stopping(home: Path) -> bool:
 
 
 def journal(home: Path) -> list[ev.Event]:
+    """Empty where there is none yet."""
     try:
         ledger = Ledger(home, readonly=True)
         try:
             return [event for _, event in ledger.events()]
         finally:
             ledger.close()
-    except (Failure, OSError, Exception):  # not there yet, or being made
+    except (Failure, sqlite3.OperationalError):  # it is just being made
         return []
 
 

@@ -55,7 +55,9 @@ class Step:
 class ModelServer:
     """`with ModelServer([Step("hello")]) as server:` serves at server.url until the block ends."""
 
-    def __init__(self, steps: Sequence[Step | str] = (), port: int = 0):
+    def __init__(self, steps: Sequence[Step | str] = (), port: int = 0, models: Sequence[str] | None = None):
+        self.models = models
+        """The names in the list of models; None: there is no such list."""
         self.steps = [Step(step) if isinstance(step, str) else step for step in steps]
         self.requests: list[dict[str, Any]] = []
         """Every request so far: `path`, `headers` (lower-case names) and `body`."""
@@ -121,6 +123,13 @@ class Conversation(BaseHTTPRequestHandler):
             self._answer(step, body)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True  # the client has hung up
+
+    def do_GET(self) -> None:
+        listed = [{"id": name, "object": "model"} for name in self.models.models or ()]
+        if self.path == "/v1/models" and self.models.models is not None:
+            self._send_json(200, {"object": "list", "data": listed}, {})
+        else:
+            self._send_json(404, {"error": {"message": "no such path"}}, {})
 
     def _answer(self, step: Step, body: dict[str, Any]) -> None:
         if step.hang:

@@ -27,6 +27,7 @@ import psutil
 from agent.run.log import Lines, Log
 from agent.run.syscalls import PARENT
 
+STOP_GRACE = 0.5  # seconds for what is stopped by a person: its results are thrown away, and somebody waits
 MARK = "RESEARCH_TRIAL"  # environment variable: the unique id of the command a process belongs to
 CHUNK = 1 << 16
 # Linux only: the kernel kills the command when the thread that started it dies. A wrapper that becomes the
@@ -168,7 +169,8 @@ def run_process(
     `on_line` gets each cleaned line of its output; where `apart`, of stdout alone, and stderr goes to the log
     only. `sample` gets the ids of its processes about once a second. Where `guarded`, the command is a guard that ends
     all it has started on SIGHUP, and is given time to. At the limit: SIGTERM to the group, `grace` seconds, SIGKILL
-    to everything. `record` names the command on disk while it runs, so that `reap` can end it after a crash
+    to everything; when it is cancelled, at most STOP_GRACE seconds.
+    `record` names the command on disk while it runs, so that `reap` can end it after a crash
     of this program. The calling thread stays here all the while: the kernel ties the command to it.
     """
     mark, started = uuid.uuid4().hex, time.monotonic()
@@ -199,7 +201,7 @@ def run_process(
                     look_at = now + max(1.0, 50 * (time.monotonic() - now))  # at most 2% of a core
                 if not stopped and (cancel.asked or now >= limit.at):
                     stopped = "interrupted" if cancel.asked else limit.why
-                    kill_at = now + grace
+                    kill_at = now + (min(grace, STOP_GRACE) if cancel.asked else grace)
                     tree.signal_group(signal.SIGTERM)
                 if cancel.now:
                     break
