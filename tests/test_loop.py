@@ -277,8 +277,9 @@ def test_a_stop_file_and_a_target_end_the_night(project: Path, tmp_path: Path):
 def test_the_dollar_cap_is_never_passed_and_an_unknown_price_is_refused(project: Path):
     with ModelServer([STORY[0], block("WIDTH = 8", "WIDTH = 16")]) as server:
         flags = ("--proposer", "anthropic", "--base-url", server.url, "--usd")
-        said = night(project, *flags, "0.0001", expect=3, ANTHROPIC_API_KEY="k")
-        assert "the next call may cost" in said and server.requests == []
+        said = night(project, *flags, "0.0001", expect=2, ANTHROPIC_API_KEY="k")
+        assert "--usd 0.0001 is less than one call may cost" in said and server.requests == []
+        assert not (project / ".research" / "night" / "logs").exists(), "told before anything is trained"
         said = night(project, *flags, "5", "--model", "nobody-knows-me", expect=2, ANTHROPIC_API_KEY="k")
         assert "what nobody-knows-me costs is not known: leave --usd out" in said and server.requests == []
 
