@@ -100,6 +100,8 @@ class Requested(Event):
     what: Literal["stop", "finish"]
     """stop: end the trials now; finish: begin nothing new."""
     text: Line = ""
+    then: Line = ""
+    """What has to be done before the night can go on."""
 
 
 class Waited(Event):

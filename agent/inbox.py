@@ -18,6 +18,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from agent.events import Event, Requested
+from agent.limits import GO_ON
 
 POLL = 0.25  # seconds between two looks for requests
 STOP_FILE = "STOP"  # made by hand in the night's folder: nothing new is begun while it is there
@@ -95,8 +96,8 @@ class SpoolInbox:
         """The file counts once in each process."""
         path = self.home / STOP_FILE
         if not self.said_stop and path.exists():
-            text = f"the file {path} is there; delete it to go on"
-            yield Requested(id=f"{STOP_FILE}-{self.clock.start:.6f}", what="finish", text=text)
+            text, then = f"the file {path} is there", f"delete the file {STOP_FILE}, and {GO_ON}"
+            yield Requested(id=f"{STOP_FILE}-{self.clock.start:.6f}", what="finish", text=text, then=then)
 
     def requests(self) -> Iterator[Requested]:
         """Every whole request in the folder, oldest first; what is none is left alone."""

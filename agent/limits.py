@@ -35,7 +35,7 @@ def cut_short(night: Night) -> tuple[str, str] | None:
     """Why this process goes no further, though the night is not finished; and how to go on."""
     most = night.stoppers
     if night.finishing:
-        return night.finishing, GO_ON
+        return night.finishing, night.unblock or GO_ON
     if night.blocked and not night.fallback:
         return night.blocked, night.unblock or GO_ON
     if most.hours is not None and night.now >= night.started + most.hours * 3600:

@@ -97,7 +97,7 @@ class Night(Standing):
             return night
         if event.what == "stop":
             return replace(night, stopping=True)
-        return replace(night, finishing=event.text or "a person asked for an end")
+        return replace(night, finishing=event.text or "a person asked for an end", unblock=event.then)
 
     def on_Waited(self, event: ev.Waited) -> Night:
         return self

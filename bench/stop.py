@@ -32,8 +32,8 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from conftest import make_repository  # noqa: E402
-from server import ModelServer, Step  # noqa: E402
+from conftest import make_repository  # noqa: E402  # pyright: ignore[reportMissingImports]
+from server import ModelServer, Step  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from agent import events as ev  # noqa: E402
 from agent.errors import Failure  # noqa: E402

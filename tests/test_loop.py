@@ -270,7 +270,8 @@ def test_a_stop_file_and_a_target_end_the_night(project: Path, tmp_path: Path):
     replies = write_replies(tmp_path / "replies", STORY[0], block("WIDTH = 8", "WIDTH = 16"))
     assert "the target is reached" in night(project, "--replay", str(replies), "--target", "0.2")
     (project / ".research" / "night" / "STOP").touch()
-    assert "STOP is there" in night(project, "--replay", str(replies), expect=3)
+    said = night(project, "--replay", str(replies), expect=3)
+    assert "STOP is there" in said and "delete the file STOP, and the same command goes on" in said
     assert len(results(project)) == 2
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import date
@@ -134,7 +135,9 @@ def listen(parts: Parts) -> None:
     def stop(number: int, frame: FrameType | None) -> None:
         heard.append(number)
         if len(heard) > 1:
-            parts.end_at_once()
+            ending = threading.Thread(target=parts.end_at_once, daemon=True)  # this thread may hold what that needs
+            ending.start()
+            ending.join(1.0)  # processes that it can't end in this time die with this one
             with contextlib.suppress(OSError):
                 os.write(2, f"\nended at once: {GO_ON}\n".encode())
             os._exit(3)
