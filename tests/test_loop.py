@@ -339,9 +339,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(project: Path, flags: tuple[str, 
 def test_a_baseline_that_does_not_run_says_why_and_can_be_corrected(project: Path, tmp_path: Path):
     (project / "train.py").write_text("import nothing_of_that_name\n")
     git(project, "commit", "--quiet", "--all", "--message", "broken")
-    said = night(project, expect=2)
+    replies = write_replies(tmp_path / "replies", STORY[0])
+    said = night(project, "--replay", str(replies), expect=2)
     assert "the unchanged program does not run" in said and "nothing_of_that_name" in said
     (project / "train.py").write_text(TRAIN)
     git(project, "commit", "--quiet", "--all", "--message", "corrected")
-    night(project, "--replay", str(write_replies(tmp_path / "replies", STORY[0])), "--experiments", "1")
+    night(project, "--replay", str(replies), "--experiments", "1")
     assert kinds(project) == ["baseline", "keep"]
