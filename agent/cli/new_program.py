@@ -6,11 +6,10 @@ import re
 from pathlib import Path
 
 from agent.errors import Failure
-from agent.program import parse_program
+from agent.program import PLACEHOLDER, more_is_better, parse_program
 from agent.workspace import open_repository
 
 PRINTED = re.compile(r"""print\(f?["'](?:\\n)?\s*([A-Za-z_][\w/]*)\s*[:=]\s*\{""")
-LOSSES = ("loss", "bpb", "perplexity", "ppl", "error", "mse", "mae", "rmse", "nll")
 TEMPLATE = """---
 metric: {{name: {metric}, direction: {direction}}}   # add target: 0.9 to stop there
 edit: [{script}]                # the only files the agent may change
@@ -20,8 +19,9 @@ budget: 5m                      # training time of one trial
 ---
 # Direction
 
-Make {metric} {better} within the budget. Say here what to try first, what has been tried before,
-and what to leave alone. This file is read again before every proposal.
+Make {metric} {better} within the budget. This file is read again before every proposal.
+
+{placeholder}
 """
 
 
@@ -36,7 +36,7 @@ def write_program(repo: Path, script: str, metric: str | None) -> Path:
     name = metric or printed_metric((root / script).read_text(encoding="utf-8", errors="replace"))
     if name is None:
         raise Failure(f"{script} prints no `name: value` line to measure: print one at its end, or say --metric NAME")
-    down = any(word in name.lower() for word in LOSSES)
+    down = not more_is_better(name)
     protect = [f for f in ("prepare.py", "eval.py", "evaluate.py", "data.py") if (root / f).is_file() and f != script]
     text = TEMPLATE.format(
         metric=name,
@@ -44,8 +44,9 @@ def write_program(repo: Path, script: str, metric: str | None) -> Path:
         better="smaller" if down else "larger",
         script=script,
         protect=", ".join(protect),
+        placeholder=PLACEHOLDER,
     )
-    parse_program(text)
+    parse_program(text.replace(PLACEHOLDER, "Say what to try."))
     path.write_text(text, encoding="utf-8")
     return path
 
