@@ -253,8 +253,9 @@ class Actions:
         if isinstance(event, ev.Measured):
             measurement = redacted(event.measurement)
             details = self.journal.put(measurement.model_dump_json())
+            reason = ev.cut(measurement.reason)
             light = measurement.model_copy(
-                update={"curve": (), "log_tail": "", "numbers": {}, "reason": ev.cut(measurement.reason)}
+                update={"curve": (), "log_tail": "", "numbers": {}, "evaluated": None, "reason": reason}
             )
             return event.model_copy(update={"details": details, "measurement": light})
         if isinstance(event, ev.TrialFailed) and event.traceback:

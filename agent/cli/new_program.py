@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 from agent.errors import Failure
+from agent.forms import is_original
 from agent.program import PLACEHOLDER, more_is_better, parse_program
-from agent.workspace import open_repository
+from agent.workspace import project_folder
 
 PRINTED = re.compile(r"""print\(f?["'](?:\\n)?\s*([A-Za-z_][\w/]*)\s*[:=]\s*\{""")
 TEMPLATE = """---
@@ -27,8 +28,10 @@ Make {metric} {better} within the budget. This file is read again before every p
 
 def write_program(repo: Path, script: str, metric: str | None) -> Path:
     """Write program.md into the repository; never over one. Raises Failure."""
-    root = Path(str(open_repository(repo).working_dir))
+    root = project_folder(repo)
     path = root / "program.md"
+    if is_original(root):
+        raise Failure(f"{path} is in the form of the original autoresearch, which runs as it is: `python -m agent.loop`")
     if path.exists():
         raise Failure(f"{path} is there already: edit it, or move it away first")
     if not (root / script).is_file():

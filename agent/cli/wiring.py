@@ -5,10 +5,8 @@ The tables here are all that knows of every executor and observer; agent/propose
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -23,8 +21,10 @@ from rich.markup import escape
 from agent import events as ev
 from agent.actions import Actions
 from agent.caller import ThreadCaller
+from agent.commands import arguments, is_translated
 from agent.errors import Failure, ProgramError
 from agent.history import History
+from agent.forms import defaults
 from agent.inbox import RealClock, SpoolInbox
 from agent.ledger import Ledger, is_old
 from agent.loop import Loop
@@ -39,18 +39,28 @@ from agent.propose.choose import banner, choose_proposer
 from agent.propose.templates import Templates
 from agent.protocols import Executor, Request
 from agent.records import Experiment, Stoppers, Surroundings, Turn
+from agent.run.environment import find_environment, said
 from agent.run.gpu import device_name, find_device, visible_gpus
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe, rooms_fault
 from agent.run.process import reap
 from agent.run.sandbox import Sandbox, choose_sandbox
-from agent.workspace import Workspace, open_repository
+from agent.workspace import Workspace, project_folder
 
 
 def local(workspace: Workspace, room: Sandbox, program: Program, slots: int) -> Executor:
     """Trials on this machine. Raises Failure where every trial would fail."""
     device = find_device(program.device)
-    executor = LocalExecutor(workspace.home, workspace.export, room, device, slots, root=workspace.root)
+    executor = LocalExecutor(
+        workspace.home,
+        workspace.export,
+        room,
+        device,
+        slots,
+        root=workspace.top,
+        project=workspace.prefix.rstrip("/"),
+        interpreter=find_environment(workspace.root, workspace.top, program.python),
+    )
     executor.check(program)
     return executor
 
@@ -108,7 +118,7 @@ class Parts:
 
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
-    root = Path(str(open_repository(repo).working_dir))
+    root = project_folder(repo)
     tag = flags.tag or default_tag(root, today)
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
     reread = ProgramFile(root, flags.contract)
@@ -116,6 +126,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     device = find_device(program.device)
     budget = program.budget_on(device)
     workspace.check(workspace.head, [*program.edit, *program.protect])
+    workspace.check_submodules()
     proposer = choose_proposer(
         flags.proposer,
         model=flags.model,
@@ -127,7 +138,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     empty = Request(number=1, system="", turns=(Turn(role="user", text=""),), program=program, files={}, history=())
     if flags.stoppers.usd is not None and proposer.most_usd(empty) is None:
         raise Failure(f"what {proposer.model or proposer.name} costs is not known: leave --usd out")
-    room = choose_sandbox(flags.sandbox, private=(workspace.root,))
+    room = choose_sandbox(flags.sandbox, private=(workspace.top,))
     workspace.prepare_home()
     ledger, clock = Ledger(workspace.home), RealClock()
     inbox, night = SpoolInbox(workspace.home, clock), ledger.night()
@@ -136,13 +147,16 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     say = teller(console)
     say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
     say(banner(proposer))
+    python = said(find_environment(root, workspace.top, program.python), root)
+    translated = f"; `{program.run}` is run by it, without its manager" if is_translated(program.run) else ""
+    say(f"trials use {python}{translated}")
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         say(f"{path} has uncommitted changes: the night works on the committed version")
     if night.sandbox and night.sandbox != room.name:
         changed = f"the sandbox changed from {night.sandbox} to {room.name}"
         ledger.append(ev.Noted(at=clock.now(), text=changed))
     make_sure(room, workspace, program, say)
-    data = prepared(program, root, night.data)
+    data = prepared(program, workspace, night.data)
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
     actions = Actions(
         reread=reread,
@@ -192,7 +206,10 @@ class ProgramFile:
 
     def load(self) -> Program:
         """Raises ProgramError."""
-        return load_program(self.path, defaults(self.root) | dict(self.contract))
+        form = defaults(self.root)
+        if "metric.name" in self.contract:
+            form.pop("metric", None)  # another number, of which nothing is known
+        return load_program(self.path, form | dict(self.contract))
 
     def __call__(self) -> str | Program:
         try:
@@ -212,7 +229,7 @@ def reopen(
     repo: Path, tag: str | None, sandbox: str
 ) -> tuple[tuple[Experiment, ...], Workspace, Executor, Program, Callable[[str], None]]:
     """The parts of a night that has been, to run further trials of its commits. Raises Failure."""
-    root = Path(str(open_repository(repo).working_dir))
+    root = project_folder(repo)
     home = root / ".research" / tag if tag else newest(root)
     if home is None or not (home / "ledger.db").exists():
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
@@ -220,9 +237,9 @@ def reopen(
     night, history = ledger.night(), History(ledger.text)
     if not night.contract:
         raise Failure(f"{home.name} has not begun: there is nothing to measure again")
-    program, room = history.program(night.contract), choose_sandbox(sandbox, private=(root,))
+    program, room = history.program(night.contract), choose_sandbox(sandbox, private=(workspace.top,))
     make_sure(room, workspace, program, say)
-    prepared(program, root, night.data)
+    prepared(program, workspace, night.data)
     return history.finished(night), workspace, EXECUTORS["local"](workspace, room, program, 1), program, say
 
 
@@ -312,26 +329,20 @@ def same_night(night: Night, ledger: Ledger, program: Program) -> None:
         raise Failure(f"this night was begun with another {changed}: choose a new --tag, or change it back")
 
 
-def defaults(root: Path) -> dict[str, Any]:
-    """For a program.md without front matter (the original autoresearch form): the evaluator is protected."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = (root / "program.md").read_text(encoding="utf-8")
-        if not text.startswith("---") and (root / "prepare.py").is_file():
-            return {"protect": ["prepare.py"]}
-    return {}
-
-
-def prepared(program: Program, root: Path, before: str) -> str:
+def prepared(program: Program, workspace: Workspace, before: str) -> str:
     """Run the `prepare` command: the hash of the data as it says it; `before` is what the night began with, and
     must be the same. Raises Failure."""
     if not program.prepare:
         return ""
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+    own = find_environment(workspace.root, workspace.top, program.python)
+    python = own.python if own else sys.executable
+    path = os.pathsep.join([os.path.dirname(python), os.environ.get("PATH", os.defpath)])
+    first, *rest = arguments(program.prepare)
     try:
         ran = subprocess.run(
-            shlex.split(program.prepare),
-            cwd=root,
-            env={**os.environ, "PATH": path},
+            [python if own and first in ("python", "python3") else first, *rest],
+            cwd=workspace.root,
+            env={**os.environ, "PATH": path} | ({own.kind: own.prefix} if own else {}),
             stdout=subprocess.PIPE,
             text=True,
             timeout=program.timeouts.prepare,

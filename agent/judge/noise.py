@@ -273,7 +273,12 @@ def _lighter(incumbent: Trials, candidate: Trials) -> bool:
 
 
 def _number(measurement: Measurement, name: str) -> float | None:
-    return measurement.peak_memory_gb if name == "peak_memory_gb" else measurement.numbers.get(name)
+    """What a limit is held against: where there is an evaluation, only what that printed, since training prints what
+    the agent wants."""
+    if name == "peak_memory_gb":
+        return measurement.peak_memory_gb
+    told = measurement.evaluated is None or name in measurement.evaluated
+    return measurement.numbers.get(name) if told else None
 
 
 t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.t.ppf(chance, freedom)))
