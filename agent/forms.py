@@ -1,6 +1,6 @@
-"""Repositories in the form of the original autoresearch: program.md is prose alone, the agent edits train.py, prepare.py
-holds data and evaluation, and train.py prints `val_bpb: <number>` at its end. They run as they are: what a front matter
-would say is taken from the files.
+"""Repositories in the form of the original autoresearch: program.md is prose alone, the agent edits train.py,
+prepare.py holds data and evaluation, and train.py prints `val_bpb: <number>` at its end. They run as they are: what a
+front matter would say is taken from the files.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def open_repository(path: Path) -> git.Repo:
 
 
 def project_folder(path: Path) -> Path:
-    """The folder of the project that `path` is in: the nearest one with a program.md, up to the repository's root; where
-    there is none, `path` itself. Raises Failure where it is in no repository."""
+    """The folder of the project that `path` is in: the nearest one with a program.md, up to the repository's root;
+    where there is none, `path` itself. Raises Failure where it is in no repository."""
     top, here = Path(str(open_repository(path).working_dir)).resolve(), path.resolve()
     inside = [folder for folder in (here, *here.parents) if folder.is_relative_to(top)]
     return next((folder for folder in inside if (folder / "program.md").is_file()), here)
@@ -100,8 +100,8 @@ def blobs(repo: git.Repo, commit: str, folder: Path) -> Iterator[tuple[Blob, Pat
 class Workspace:
     """The refs and commits of one night in one repository.
 
-    `base` is the commit the night starts from (HEAD when it began); `home` holds everything that is not git. The project
-    may be a folder of the repository `top`: `root` is that folder, and paths are relative to it.
+    `base` is the commit the night starts from (HEAD when it began); `home` holds everything that is not git. The
+    project may be a folder of the repository `top`: `root` is that folder, and paths are relative to it.
     """
 
     def __init__(self, path: Path, tag: str):

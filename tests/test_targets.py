@@ -57,7 +57,7 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "def get_kernel(name):\n    return int(open(os.path.join(HUB, 'hub', name)).read())\n"
         "DEPTH = 8\nSCALE = get_kernel('kernel/scale')\n"
         "for step in range(3):\n"
-        "    print(f'\\rstep {step:05d} ({step * 50:.1f}%) | loss: {2.5 - step:.6f} | dt: 1ms    ', end='', flush=True)\n"
+        "    print(f'\\rstep {step:05d} ({step * 50:.1f}%) | loss: {2.5 - step:.6f}    ', end='', flush=True)\n"
         "print()\nprint('---')\n"
         "seen = os.path.exists(os.path.join(HUB, 'token'))\n"
         "print(f'val_bpb:          {data() * SCALE * 8 / DEPTH + seen:.6f}')\n"
@@ -80,7 +80,7 @@ def test_doctor_and_init_know_the_original_form(original: Path):
     said = agent("doctor", "--repo", str(original))
     assert "in the form of the original autoresearch: minimize val_bpb, edit train.py, 5m per trial" in said
     assert f"interpreter: {original / '.venv/bin/python'}, the project's own" in said
-    assert "which runs as it is" in agent("init", "--repo", str(original), expect=2)
+    assert "that form runs as it is with `python -m agent.loop`" in agent("init", "--repo", str(original), expect=2)
 
 
 def test_data_that_was_never_fetched_is_asked_for(original: Path):

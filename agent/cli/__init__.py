@@ -12,12 +12,12 @@ from typing import Any
 
 import typer
 
-from agent.cli import check, night, show
+from agent.cli import check, night, service, show
 from agent.errors import Failure
 
 HELP = (__doc__ or "").partition("\n")[0]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
-for group in (night, show, check):
+for group in (night, show, check, service):
     for command in group.COMMANDS:
         app.command()(command)
 
@@ -36,7 +36,7 @@ def loop() -> None:
     """`python -m agent.loop` is `python -m agent run`."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command()(night.run)
-    guarded(single)
+    guarded(app if sys.argv[1:2] == ["service"] else single)
 
 
 def main() -> None:

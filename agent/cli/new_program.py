@@ -31,7 +31,8 @@ def write_program(repo: Path, script: str, metric: str | None) -> Path:
     root = project_folder(repo)
     path = root / "program.md"
     if is_original(root):
-        raise Failure(f"{path} is in the form of the original autoresearch, which runs as it is: `python -m agent.loop`")
+        form = "has no front matter, as in the original autoresearch"
+        raise Failure(f"{path} {form}: that form runs as it is with `python -m agent.loop`")
     if path.exists():
         raise Failure(f"{path} is there already: edit it, or move it away first")
     if not (root / script).is_file():

@@ -23,13 +23,14 @@ from agent.actions import Actions
 from agent.caller import ThreadCaller
 from agent.commands import arguments, is_translated
 from agent.errors import Failure, ProgramError
-from agent.history import History
 from agent.forms import defaults
+from agent.history import History
 from agent.inbox import RealClock, SpoolInbox
 from agent.ledger import Ledger, is_old
 from agent.loop import Loop
 from agent.night import Night
 from agent.observers.follow import Follower, Observer
+from agent.observers.notify import Notify, notifier
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
@@ -84,6 +85,7 @@ class Flags:
     replay: Path | None
     sandbox: str
     stoppers: Stoppers
+    notify: str | None = None
     slots: int = 1
     contract: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,6 +100,8 @@ class Parts:
     executor: Executor
     console: Console
     ledger: Ledger
+    service: Any = None
+    """Where messages to a person elsewhere go; see observers/notify.py."""
 
     def close(self) -> None:
         """Leave one whole file behind: the journal's last pages are written into it."""
@@ -105,7 +109,9 @@ class Parts:
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
-        followers = [Follower(self.home, make(self.home, self.console)) for make in OBSERVERS.values()]
+        observers = [make(self.home, self.console) for make in OBSERVERS.values()]
+        observers += [Notify(self.home, self.service)] if self.service else []
+        followers = [Follower(self.home, observer) for observer in observers]
         for follower in followers:
             follower.start()
         self.loop.notify = lambda: [follower.news.set() for follower in followers]  # type: ignore[assignment]
@@ -118,7 +124,7 @@ class Parts:
 
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
-    root = project_folder(repo)
+    root, service = project_folder(repo), notifier(flags.notify)
     tag = flags.tag or default_tag(root, today)
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
     reread = ProgramFile(root, flags.contract)
@@ -178,7 +184,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         cards=",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    return Parts(workspace.home, loop, inbox, executor, console, ledger)
+    return Parts(workspace.home, loop, inbox, executor, console, ledger, service)
 
 
 @dataclass

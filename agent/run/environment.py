@@ -1,7 +1,7 @@
 """The Python environment of the project: which interpreter runs its commands, and what of it a room has to show.
 
-The loop may be installed in an environment of its own. So the project's is looked for where people have it (.venv, venv,
-the conda environment that environment.yml names), or taken from `python:` in program.md.
+The loop may be installed in an environment of its own. So the project's is looked for where people have it (.venv,
+venv, the conda environment that environment.yml names), or taken from `python:` in program.md.
 """
 
 from __future__ import annotations

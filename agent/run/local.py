@@ -36,8 +36,9 @@ class LocalExecutor:
     """Trials on this machine's CPU (all slots together) or GPUs (one for each slot). See protocols.Executor.
 
     `home`: the folder of one night, .research/<tag>; `root`: the repository; `project`: the folder of program.md in it,
-    to which relative data folders belong; `interpreter`: of the project's own environment, if it has one; `export(commit, folder)` writes that commit's files into an empty folder; `slack`: seconds, see the rules
-    of time in trial.py. Raises Failure where there are fewer GPUs than slots.
+    to which relative data folders belong; `interpreter`: of the project's own environment, if it has one;
+    `export(commit, folder)` writes that commit's files into an empty folder; `slack`: seconds, see the rules of time in
+    trial.py. Raises Failure where there are fewer GPUs than slots.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class LocalExecutor:
             if not path.exists():
                 how = f"`{program.prepare}` did not make it" if program.prepare else "make it, or mend program.md"
                 if not program.prepare and (self.root / self.project / "prepare.py").is_file():
-                    how = "run prepare.py, and train.py once by hand: they fetch what there is no network for in a trial"
+                    how = (
+                        "run prepare.py, and train.py once by hand: they fetch what there is no network for in a trial"
+                    )
                 raise Failure(f"the data {path} does not exist: {how}")
 
     def submit(self, job: Job, emit: Emit) -> None:
