@@ -16,6 +16,7 @@ from test_loop import TRAIN, block, kinds, night, results, write_replies
 from agent.errors import Failure
 from agent.forms import defaults
 from agent.run.environment import find_environment, said
+from agent.run.sandbox import choose_sandbox
 from agent.workspace import Workspace, project_folder
 
 PROSE = "Lower the loss by changing the constants, and leave the printing of progress alone.\n"
@@ -59,7 +60,7 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "for step in range(3):\n"
         "    print(f'\\rstep {step:05d} ({step * 50:.1f}%) | loss: {2.5 - step:.6f}    ', end='', flush=True)\n"
         "print()\nprint('---')\n"
-        "seen = os.path.exists(os.path.join(HUB, 'token'))\n"
+        "try:\n    seen = len(open(os.path.join(HUB, 'token')).read())\nexcept OSError:\n    seen = 0\n"
         "print(f'val_bpb:          {data() * SCALE * 8 / DEPTH + seen:.6f}')\n"
         "print(f'peak_vram_mb:     {45060.2:.1f}')\n",
     }
@@ -68,9 +69,16 @@ def original(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
-def test_the_original_form_runs_as_it_is_with_its_own_python_data_and_kernels(original: Path, tmp_path: Path):
+@pytest.mark.parametrize("sandbox", ["bubblewrap", "landlock"])
+def test_the_original_form_runs_as_it_is_with_its_own_python_data_and_kernels(
+    original: Path, tmp_path: Path, sandbox: str
+):
+    try:
+        choose_sandbox(sandbox)
+    except Failure as unavailable:
+        pytest.skip(str(unavailable))
     replies = write_replies(tmp_path / "replies", block("DEPTH = 8", "DEPTH = 10"))
-    said = night(original, "--replay", str(replies), "--experiments", "1")
+    said = night(original, "--replay", str(replies), "--experiments", "1", "--sandbox", sandbox)
     assert f"trials use {original / '.venv/bin/python'}, the project's own; `uv run train.py` is run by it" in said
     assert [(row["status"], row["val_bpb"]) for row in results(original)] == [("baseline", "1"), ("keep", "0.8")]
     assert git(original, "status", "--porcelain") == ""
