@@ -229,3 +229,17 @@ def test_seed_seconds_and_output_may_stand_in_the_command(tmp_path: Path):
     replies = write_replies(tmp_path / "replies", block("SCALE = 1.0", "SCALE = 0.5"))
     night(project, "--replay", str(replies), "--experiments", "1")
     assert kinds(project) == ["baseline", "keep"]
+
+
+def test_a_limit_that_nothing_could_pass_is_not_taken_in_mid_night(tmp_path: Path):
+    text = f"{FRONT}limits: {{depth: 9}}\n---\n{PROSE}"
+    files = {"train.py": "RATE = 0.5\nprint('loss:', RATE)\n", "program.md": f"{FRONT}---\n{PROSE}"}
+    project = make_repository(tmp_path / "project", files)
+    proposer = tmp_path / "propose.py"  # it edits program.md while it is asked, as a person may
+    proposer.write_text(
+        f"import pathlib\npathlib.Path({str(project / 'program.md')!r}).write_text({text!r})\n"
+        f"print({block('RATE = 0.5', 'RATE = 0.3')!r})\n"
+    )
+    said = night(project, "--command", f"{sys.executable} {proposer}", "--experiments", "1")
+    assert "program.md limits depth, which the incumbent does not report; going on with the last good version" in said
+    assert kinds(project) == ["baseline", "keep"]

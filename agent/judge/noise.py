@@ -265,6 +265,12 @@ def _breach(program: Program, incumbent: Trials, candidate: Trials) -> str | Non
     return None
 
 
+def unreported(program: Program, worked: Trials) -> str | None:
+    """The first number that is limited, though none of these trials reports it: no candidate could be kept."""
+    names = (name for name in program.limits if name != "peak_memory_gb")
+    return next((name for name in names if all(_number(m, name) is None for m in worked)), None)
+
+
 def _lighter(incumbent: Trials, candidate: Trials) -> bool:
     """Clearly less peak memory than the incumbent, in the worst of each one's trials."""
     before = [m.peak_memory_gb for m in incumbent if m.peak_memory_gb is not None]
