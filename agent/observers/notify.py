@@ -29,7 +29,7 @@ def notifier(url: str | None) -> Any:
     if not urls:
         return None
     try:
-        import apprise
+        import apprise  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise Failure(INSTALL) from None
     logging.getLogger("apprise").addHandler(logging.NullHandler())  # it would print URLs to the terminal
