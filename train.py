@@ -476,7 +476,7 @@ def main() -> None:
     print(f"startup_seconds: {startup:.1f}")
     print(f"training_seconds: {seconds:.1f}")
     print(f"train_loss: {smooth:.4f}")
-    print(f"peak_vram_mb: {torch.cuda.max_memory_allocated() / 1e6 if CUDA else 0:.1f}")
+    print(f"peak_vram_mb: {torch.cuda.max_memory_allocated() / 2**20 if CUDA else 0:.1f}")
     print(f"mfu_percent: {100 * mfu:.2f}")
     print(f"num_steps: {trainer.steps}")
     print(f"total_tokens: {data.served}")

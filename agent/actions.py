@@ -15,7 +15,7 @@ from agent.asking import Asking
 from agent.errors import ProgramError
 from agent.events import Event
 from agent.history import History
-from agent.judge.noise import baseline_trials
+from agent.judge.noise import baseline_trials, unreported
 from agent.judging import Judging
 from agent.night import Night
 from agent.program import Program
@@ -152,9 +152,17 @@ class Actions:
         if isinstance(found, Program):
             if changed := found.incomparable(self.history.program(night.contract)):
                 refused = f"program.md: a change of {changed} needs a new night (--tag)"
+            elif silent := self.unreported(night, found):
+                refused = f"program.md limits {silent}, which the incumbent does not report"
             else:
                 return ev.Steered(text=text, program=text, rules=self.rules(found))
         return ev.Steered(text=text, refused=f"{refused}; going on with the last good version")
+
+    def unreported(self, night: Night, program: Program) -> str | None:
+        """A limit that nothing could pass, because its number is not printed where it counts."""
+        best = night.incumbent
+        worked = [m for m in self.history.whole(best).current if m.outcome == "ok"] if best else []
+        return unreported(program, worked) if worked else None
 
     def rules(self, program: Program) -> ev.Rules:
         budget, times = program.budget_on(self.device), program.timeouts  # type: ignore[arg-type]
@@ -259,8 +267,9 @@ class Actions:
         if isinstance(event, ev.Measured):
             measurement = redacted(event.measurement)
             details = self.journal.put(measurement.model_dump_json())
+            reason = ev.cut(measurement.reason)
             light = measurement.model_copy(
-                update={"curve": (), "log_tail": "", "numbers": {}, "reason": ev.cut(measurement.reason)}
+                update={"curve": (), "log_tail": "", "numbers": {}, "evaluated": None, "reason": reason}
             )
             return event.model_copy(update={"details": details, "measurement": light})
         if isinstance(event, ev.TrialFailed) and event.traceback:

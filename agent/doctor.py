@@ -13,13 +13,15 @@ import git
 from rich.console import Console
 from rich.markup import escape
 
-from agent.cli.wiring import must_hold
+from agent.cli.wiring import ProgramFile, must_hold
 from agent.errors import Failure
-from agent.program import load_program
+from agent.forms import is_original
+from agent.program import Program
 from agent.propose.choose import keys_that_are_set
+from agent.run.environment import find_environment, said
 from agent.run.gpu import find_device, visible_gpus
 from agent.run.sandbox import choose_sandbox
-from agent.workspace import Workspace, open_repository
+from agent.workspace import Workspace
 
 TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
 FREE_GB = 5.0  # of disk, for commits, logs and checkpoints of a night
@@ -40,8 +42,9 @@ def examine(repo: Path, console: Console) -> bool:
 def checks(repo: Path) -> Iterator[tuple[str, Callable[[], str]]]:
     yield "python", lambda: f"{sys.version.split()[0]} at {sys.executable}"
     yield "git", git_version
-    yield "repository", lambda: str(open_repository(repo).working_dir)
+    yield "repository", lambda: str(Workspace(repo, "doctor").root)
     yield "program.md", lambda: describe_program(repo)
+    yield "interpreter", lambda: describe_interpreter(repo)
     yield "device", lambda: describe_device(repo)
     yield "disk", lambda: describe_disk(repo)
     yield "sandbox", lambda: describe_sandbox(repo)
@@ -57,19 +60,33 @@ def git_version() -> str:
 
 def describe_program(repo: Path) -> str:
     workspace = Workspace(repo, "doctor")
-    program = load_program(workspace.root / "program.md")
+    program = read_program(workspace)
     workspace.check(workspace.head, [*program.edit, *program.protect])
+    workspace.check_submodules()
     budget = program.budget_on(find_device(program.device))
-    return f"{program.metric.direction} {program.metric.name}, edit {', '.join(program.edit)}, {budget} per trial"
+    form = "in the form of the original autoresearch: " if is_original(workspace.root) else ""
+    return f"{form}{program.metric.direction} {program.metric.name}, edit {', '.join(program.edit)}, {budget} per trial"
+
+
+def read_program(workspace: Workspace) -> Program:
+    return ProgramFile(workspace.root, {}).load()
+
+
+def describe_interpreter(repo: Path) -> str:
+    workspace = Workspace(repo, "doctor")
+    return said(find_environment(workspace.root, workspace.top, read_program(workspace).python), workspace.root)
 
 
 def describe_device(repo: Path) -> str:
     """The device that trials will use; what torch sees is looked at in another process, since it may be large."""
-    device = find_device(load_program(Workspace(repo, "doctor").root / "program.md").device)
+    workspace = Workspace(repo, "doctor")
+    program = read_program(workspace)
+    device = find_device(program.device)
+    own = find_environment(workspace.root, workspace.top, program.python)
     name = f"{len(visible_gpus())} x {visible_gpus()[0].name}" if device == "cuda" else f"cpu, {os.cpu_count()} cores"
     if device == "cpu" and os.environ.get("CUDA_VISIBLE_DEVICES") == "" and os.path.exists("/dev/nvidiactl"):
         name += " (CUDA_VISIBLE_DEVICES is empty, so no GPU is used)"
-    ran = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True)
+    ran = subprocess.run([own.python if own else sys.executable, "-c", TORCH], capture_output=True, text=True)
     version, _, sees = ran.stdout.strip().partition(" ")
     if ran.returncode:
         return f"{name}; torch is not installed"
@@ -88,8 +105,8 @@ def describe_disk(repo: Path) -> str:
 def describe_sandbox(repo: Path) -> str:
     """Break-out attempts and a kernel on the device, in every kind of room."""
     workspace = Workspace(repo, "doctor")
-    program = load_program(workspace.root / "program.md")
-    sandbox = choose_sandbox("auto", private=(workspace.root,))
+    program = read_program(workspace)
+    sandbox = choose_sandbox("auto", private=(workspace.top,))
     workspace.prepare_home()
     try:
         must_hold(sandbox, workspace, program)

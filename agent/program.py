@@ -16,6 +16,7 @@ import frontmatter
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from agent.commands import arguments, shell_syntax
 from agent.errors import ProgramError
 
 EXAMPLE = "metric: {name: val_bpb, direction: minimize}, edit: [train.py], run: python train.py, budget: 5m"
@@ -23,7 +24,16 @@ TOKENS_WALL_CAP = 600.0  # seconds of training allowed to a token budget that na
 SMALLEST_DIRECTION = 6  # words; below that nobody could tell what to try
 UNITS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 Device = Literal["cpu", "cuda"]
+PLACEHOLDER = "Say here what to try first, what has been tried before, and what to leave alone."
+"""What `init` writes below the front matter; while it stands there nobody has said what to do."""
+# Names of which more is better, by their words: to minimize one of them by default would turn a night upside down.
+MORE_IS_BETTER = re.compile(
+    r"acc(uracy)?|f1|f_?beta|auc|au?roc|auprc|bleu|rouge[a-z]?|meteor|reward|returns?|score|precision|recall|m?ap|m?iou|"
+    r"dice|r2|ndcg|mrr|psnr|ssim|win|wins|winrate|elo|top|em|exact|correct|success|pass|likelihood|throughput"
+)
 COUNTS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+
+LOSSES = ("loss", "bpb", "perplexity", "ppl", "error", "mse", "mae", "rmse", "nll", "regret")
 
 
 def parse_seconds(text: str | float) -> float:
@@ -70,13 +80,13 @@ class Budget(Part):
 class Metric(Part):
     """The one number that decides."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, pattern=r"\S")
     """As it is printed: a line `name: value`, unless `pattern` says otherwise."""
     direction: Literal["minimize", "maximize"] = "minimize"
     target: float | None = None
     """Reached by a kept commit, it ends the night."""
     pattern: str | None = None
-    """Regular expression whose first group is the value; the last match counts."""
+    """Regular expression whose first group is the value, matched with each line; the last match counts."""
 
     @field_validator("pattern")
     @classmethod
@@ -125,7 +135,11 @@ class Program(Part):
     """Files that must stay as they were at the start; their hashes are checked around every trial."""
     prepare: str | None = None
     """Run at every start, outside the sandbox: data, tokenizer. Must be quick where it was done before."""
+    python: str | None = None
+    """The interpreter of every command, or the folder of its environment; None: the environment that is found in the
+    project (run/environment.py), else the one that the loop runs in."""
     run: str = "python train.py"
+    """May hold {seed}, {seconds} and {output}, for scripts that take flags; so may `evaluate` and `test`."""
     evaluate: str | None = None
     """Without it the metric is read from the training log."""
     test: str | None = None
@@ -166,11 +180,19 @@ class Program(Part):
     @field_validator("run", "evaluate", "test", "prepare")
     @classmethod
     def _command(cls, command: str | None) -> str | None:
+        if command is None:
+            return None
         try:
-            if command is not None and not shlex.split(command):
+            if not shlex.split(command):
                 raise ValueError("is empty; write for example: python train.py")
         except ValueError as error:
             raise ValueError(f"{command!r} is no command line ({error})") from None
+        if syntax := shell_syntax(command):
+            raise ValueError(
+                f"{command!r} is run without a shell, which {syntax!r} would need: write sh -c '...' around it, "
+                "or put it into a script of its own"
+            )
+        arguments(command)
         return command
 
     @field_validator("edit", "protect")
@@ -186,13 +208,15 @@ class Program(Part):
     def _consistent(self) -> Program:
         if not self.edit:
             raise ValueError("edit is empty: name the file the agent may change, like edit: [train.py]")
+        if "program.md" in self.edit:
+            raise ValueError("program.md is in edit, but it is yours: the agent may not change its own contract")
         if both := sorted(set(self.edit) & set(self.protect)):
             raise ValueError(f"{both[0]} is in edit and in protect: take it out of one of them")
         return self
 
     def incomparable(self, other: Program) -> str | None:
         """The first field in which the two can't be compared any more; None when a night may go on."""
-        fixed = ("metric", "edit", "protect", "run", "evaluate", "budget", "device", "data", "holdout")
+        fixed = ("metric", "edit", "protect", "run", "evaluate", "budget", "device", "data", "holdout", "python")
         for field in fixed:
             mine, theirs = (p.model_dump(include={field}, exclude={"metric": {"target"}}) for p in (self, other))
             if mine != theirs:
@@ -219,6 +243,16 @@ def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Prog
         program = Program.model_validate({**contract, "direction": prose.strip()})
     except ValidationError as error:
         raise ProgramError("program.md: " + _explain(error)) from None
+    if "direction" not in program.metric.model_fields_set and more_is_better(program.metric.name):
+        raise ProgramError(
+            f"program.md: metric.direction: is more {program.metric.name} better? "
+            "Say direction: maximize, or direction: minimize (as a flag: --direction)"
+        )
+    if PLACEHOLDER in " ".join(prose.split()):
+        raise ProgramError(
+            "program.md still says what `init` wrote: replace its last paragraph by what to try first, what has been "
+            "tried before, and what to leave alone"
+        )
     words = re.findall(r"\w+", re.sub(r"(?m)^#.*$", "", prose))
     if len(words) < SMALLEST_DIRECTION:
         said = " ".join(words) or "nothing"
@@ -227,6 +261,13 @@ def parse_program(text: str, overrides: Mapping[str, Any] | None = None) -> Prog
             "what to try, what to leave alone and what counts, in a few sentences"
         )
     return program
+
+
+def more_is_better(name: str) -> bool:
+    """Whether a metric of this name is one that people maximize."""
+    if any(loss in name.lower() for loss in LOSSES):
+        return False
+    return any(MORE_IS_BETTER.fullmatch(word) for word in re.findall(r"[a-z]+(?:[12](?![0-9]))?", name.lower()))
 
 
 def load_program(path: Path, overrides: Mapping[str, Any] | None = None) -> Program:

@@ -96,6 +96,8 @@ class Measurement(Record):
     metric: float | None = None
     numbers: dict[str, float] = {}
     """Every other `name: value` line of training and evaluation."""
+    evaluated: tuple[str, ...] | None = None
+    """Those that the evaluation printed; None: there is no evaluation, or nobody wrote it down."""
     curve: tuple[tuple[float, float], ...] = ()
     """(share of the budget used in 0..1, training loss) as training went."""
     startup_seconds: float = 0.0

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import git
@@ -59,6 +59,14 @@ def open_repository(path: Path) -> git.Repo:
     return repo
 
 
+def project_folder(path: Path) -> Path:
+    """The folder of the project that `path` is in: the nearest one with a program.md, up to the repository's root;
+    where there is none, `path` itself. Raises Failure where it is in no repository."""
+    top, here = Path(str(open_repository(path).working_dir)).resolve(), path.resolve()
+    inside = [folder for folder in (here, *here.parents) if folder.is_relative_to(top)]
+    return next((folder for folder in inside if (folder / "program.md").is_file()), here)
+
+
 def write_blob(blob: Blob, folder: Path) -> None:
     """One file or symlink of a commit, at its place below `folder`."""
     target, data = folder / str(blob.path), blob.data_stream.read()
@@ -72,15 +80,34 @@ def write_blob(blob: Blob, folder: Path) -> None:
         target.chmod(0o755 if blob.mode & 0o100 else 0o644)
 
 
+def blobs(repo: git.Repo, commit: str, folder: Path) -> Iterator[tuple[Blob, Path]]:
+    """Every file of the commit, those of its submodules too, and the folder that its path counts from. Raises
+    Failure."""
+    for item in repo.commit(commit).tree.traverse():
+        if isinstance(item, Blob):
+            yield item, folder
+        elif isinstance(item, git.Submodule):
+            place = Path(str(repo.working_dir), str(item.path))
+            try:
+                with git.Repo(place) as inner:
+                    inner.git.update_environment(**git_environment())
+                    yield from blobs(inner, item.hexsha, folder / str(item.path))
+            except (git.InvalidGitRepositoryError, git.NoSuchPathError, git.BadName, ValueError):
+                how = "git submodule update --init --recursive"
+                raise Failure(f"the submodule {item.path} is not checked out at its commit: `{how}` first") from None
+
+
 class Workspace:
     """The refs and commits of one night in one repository.
 
-    `base` is the commit the night starts from (HEAD when it began); `home` holds everything that is not git.
+    `base` is the commit the night starts from (HEAD when it began); `home` holds everything that is not git. The
+    project may be a folder of the repository `top`: `root` is that folder, and paths are relative to it.
     """
 
     def __init__(self, path: Path, tag: str):
         self.repo = open_repository(path)
-        self.root = Path(str(self.repo.working_dir))
+        self.top, self.root = Path(str(self.repo.working_dir)).resolve(), project_folder(path)
+        self.prefix = "" if self.root == self.top else f"{self.root.relative_to(self.top).as_posix()}/"
         self.tag = tag
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag) or tag.endswith((".lock", ".")) or ".." in tag:
             raise Failure(f"{tag!r} can't name a branch: use letters, digits, dots and dashes in --tag")
@@ -119,7 +146,7 @@ class Workspace:
     def _blob(self, commit: str, path: str) -> Blob | None:
         """The plain file at this path; None where there is none, or a symlink, folder or submodule."""
         try:
-            item = self.repo.commit(commit).tree / path
+            item = self.repo.commit(commit).tree / f"{self.prefix}{path}"
         except KeyError:
             return None
         return item if isinstance(item, Blob) and stat.S_ISREG(item.mode) else None
@@ -141,13 +168,17 @@ class Workspace:
     def export(self, commit: str, folder: Path) -> None:
         """Write the commit's files into an empty folder: raw blobs, no filters, no .git beside them.
 
-        Symlinks that stay inside the tree are made; others, and submodules, are left out.
+        Symlinks that stay inside the tree are made; others are left out. Submodules are written as they are committed.
         """
-        with git.Repo(self.root) as repo:  # its own git process: several trials may be exported at once
+        with git.Repo(self.top) as repo:  # its own git process: several trials may be exported at once
             repo.git.update_environment(**git_environment())
-            for item in repo.commit(commit).tree.traverse():
-                if isinstance(item, Blob):
-                    write_blob(item, folder)
+            for blob, place in blobs(repo, commit, folder):
+                write_blob(blob, place)
+
+    def check_submodules(self) -> None:
+        """Every submodule must be here at the commit that this repository names. Raises Failure."""
+        for _ in blobs(self.repo, self.head, Path()):
+            pass
 
     def commit_files(self, parent: str, files: Mapping[str, str], message: str, when: float) -> str:
         """A commit on top of `parent` with these files changed; the same input gives the same sha.
@@ -164,7 +195,7 @@ class Workspace:
                 content = Path(scratch, "content")
                 content.write_bytes(text.encode("utf-8"))
                 sha = self._git("hash-object", "-w", "--no-filters", str(content))
-                self._git("update-index", "--cacheinfo", f"{blob.mode:o},{sha},{path}", env=index)
+                self._git("update-index", "--cacheinfo", f"{blob.mode:o},{sha},{self.prefix}{path}", env=index)
             tree = self._git("write-tree", env=index)
         return self.commit_tree(tree, parent, message, when)
 

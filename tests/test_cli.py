@@ -13,7 +13,7 @@ from conftest import ROOT, git, make_repository
 from test_loop import PROGRAM, STORY, TRAIN, block, environment, night, write_replies
 
 from agent.ledger import Ledger
-from agent.program import load_program
+from agent.program import PLACEHOLDER, load_program
 
 
 def agent(*arguments: str, expect: int = 0) -> str:
@@ -87,6 +87,10 @@ def test_init_writes_a_program_that_the_loop_reads(tmp_path: Path):
         tmp_path / "plain", {"train.py": "loss = 1\nprint(f'train_loss: {loss}')\nprint(f'val_loss: {loss:.3f}')\n"}
     )
     assert "python -m agent.loop" in agent("init", "--repo", str(project))
+    assert "program.md still says what `init` wrote: replace its last paragraph" in night(project, expect=2)
+    written = (project / "program.md").read_text()
+    assert PLACEHOLDER in written
+    (project / "program.md").write_text(written.replace(PLACEHOLDER, "Try a smaller rate first."))
     program = load_program(project / "program.md")
     assert (program.metric.name, program.metric.direction) == ("val_loss", "minimize")
     assert "is there already" in agent("init", "--repo", str(project), expect=2)

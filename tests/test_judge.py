@@ -176,6 +176,16 @@ def test_a_deterministic_target_pays_for_no_rerun(value: float, kind: str):
     assert isinstance(said, Verdict) and said.kind == kind
 
 
+def test_a_limit_is_held_against_what_the_evaluation_printed_not_against_what_training_says():
+    """Training is the agent's to write: a number that it prints there proves nothing."""
+    contract = program(limits={"latency_ms": 5})
+    held = measured(BASELINE, numbers={"latency_ms": 4}, evaluated=("latency_ms",))
+    for evaluated, kind in ((("latency_ms",), "keep"), ((), "discard"), (None, "keep")):
+        candidate = measured([0.8, 0.8, 0.8], numbers={"latency_ms": 4}, evaluated=evaluated)
+        verdict = decide(contract, held, candidate, NOISE, False, baseline=True)
+        assert isinstance(verdict, Verdict) and verdict.kind == kind
+
+
 def test_a_keep_respects_the_limits_in_every_trial():
     contract = program(limits={"peak_memory_gb": 70, "latency_ms": 5})
     fine = measured([0.8, 0.8, 0.8], numbers={"latency_ms": 4}, peak_memory_gb=60)

@@ -9,6 +9,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.commands import arguments, filled
 from agent.errors import ProgramError
 from agent.program import Budget, Program, load_program, parse_program
 
@@ -46,6 +47,19 @@ def test_this_repositorys_own_program_is_read():
         ("metric: loss\nbudget: soon\n", "write 20s, 5m, or 2M tokens"),
         ("metric: loss\ntimeouts: {startup: never}\n", "no duration"),
         ("metric: {direction: minimize}\n", "metric.name is missing"),
+        ("metric: {name: ' '}\n", "metric.name"),
+        ("metric: accuracy\n", "Say direction: maximize, or direction: minimize"),
+        ("metric: {name: val_F1}\n", "is more val_F1 better?"),
+        ("metric: mean_episode_reward\n", "is more mean_episode_reward better?"),
+        ("metric: acc@1\n", "is more acc@1 better?"),
+        ("metric: loss\nedit: [train.py, program.md]\n", "program.md is in edit, but it is yours"),
+        ("metric: loss\nrun: python train.py | tee log\n", "without a shell, which '|' would need: write sh -c"),
+        ("metric: loss\nrun: cd src && python train.py\n", "which '&&' would need"),
+        ("metric: loss\nrun: python train.py > log\n", "which '>' would need"),
+        ("metric: loss\nrun: python train.py --seed $SEED\n", "which '$SEED' would need"),
+        ("metric: loss\nrun: OMP_NUM_THREADS=1 python train.py\n", "which 'OMP_NUM_THREADS=1' would need"),
+        ("metric: loss\nevaluate: python eval.py; true\n", "evaluate: 'python eval.py; true' is run without a shell"),
+        ("metric: loss\nrun: uv run --with torch train.py\n", "`uv run --with` can't be done in a sandbox"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(front: str, says: str):
@@ -112,3 +126,37 @@ def test_any_front_matter_is_a_program_or_a_one_line_refusal(front: dict):
         parse_program(f"---\n{yaml.safe_dump(front)}---\n{PROSE}")
     except ProgramError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "run",
+    ["sh -c 'python train.py | tee log'", "python -c \"print(1 > 0)\"", "python train.py --lr 1e-3 --seed {seed}"],
+)
+def test_what_a_shell_would_not_change_is_a_command(run: str):
+    assert program(f"{GOOD}run: {run!r}\n").run == run
+
+
+@pytest.mark.parametrize("name", ["val_loss", "mapped_loss", "top5_error", "val_bpb", "perplexity", "mse"])
+def test_other_metrics_are_minimized_where_nothing_is_said(name: str):
+    assert program(f"metric: {name}\n").metric.direction == "minimize"
+    assert program("metric: {name: accuracy, direction: minimize}\n").metric.direction == "minimize"
+
+
+@pytest.mark.parametrize(
+    ("command", "runs"),
+    [
+        ("uv run train.py --depth 8", ["python", "train.py", "--depth", "8"]),
+        ("uv run --frozen --group gpu python -u train.py", ["python", "-u", "train.py"]),
+        ("uv run -m lab.train", ["python", "-m", "lab.train"]),
+        ("poetry run torchrun train.py", ["torchrun", "train.py"]),
+        ("python train.py", ["python", "train.py"]),
+    ],
+)
+def test_what_an_environments_manager_would_run_is_run_by_its_python(command: str, runs: list[str]):
+    assert arguments(command) == runs
+
+
+def test_values_stand_in_for_their_names_and_other_braces_stay():
+    words = arguments("python train.py --seed={seed} --time {seconds} --out {output}/model --json '{\"a\": {seeds}}'")
+    values = {"seed": "7", "seconds": "300", "output": "/out"}
+    assert filled(words, values)[2:] == ["--seed=7", "--time", "300", "--out", "/out/model", "--json", '{"a": {seeds}}']

@@ -58,6 +58,7 @@ def test_the_metric_is_found_at_once_in_a_log_of_blank_lines() -> None:
     with pytest.raises(ValueError, match="no val_loss in the output"):
         find_metric(LOSS, blank)
     assert find_metric(LOSS, "VAL_loss  =  2.5\n") == 2.5
+    assert find_metric(Metric(name="loss", pattern=r"\s+([0-9.]+)"), f"end 1.5{blank}x") == 1.5
     assert find_metric(Metric(name="top 1 acc@5"), "top 1 acc@5: 0.25\nx") == 0.25
 
 

@@ -14,13 +14,13 @@ import typer
 # The base of all that a command line can have wrong; typer gives it no name of its own yet.
 from typer.exceptions import TyperException
 
-from agent.cli import check, night, show
+from agent.cli import check, night, service, show
 from agent.cli.output import survive
 from agent.errors import Failure
 
 HELP = (__doc__ or "").partition("\n")[0]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
-for group in (night, show, check):
+for group in (night, show, check, service):
     for command in group.COMMANDS:
         app.command()(command)
 
@@ -52,6 +52,8 @@ def loop() -> None:
     """`python -m agent.loop` is `python -m agent run`."""
     single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     single.command()(night.run)
+    if sys.argv[1:2] == ["service"]:
+        guarded(app, "python -m agent.loop")
     guarded(single, "python -m agent.loop")
 
 

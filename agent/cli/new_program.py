@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 from agent.errors import Failure
-from agent.program import parse_program
-from agent.workspace import open_repository
+from agent.forms import is_original
+from agent.program import PLACEHOLDER, more_is_better, parse_program
+from agent.workspace import project_folder
 
 PRINTED = re.compile(r"""print\(f?["'](?:\\n)?\s*([A-Za-z_][\w/]*)\s*[:=]\s*\{""")
-LOSSES = ("loss", "bpb", "perplexity", "ppl", "error", "mse", "mae", "rmse", "nll")
 TEMPLATE = """---
 metric: {{name: {metric}, direction: {direction}}}   # add target: 0.9 to stop there
 edit: [{script}]                # the only files the agent may change
@@ -20,15 +20,19 @@ budget: 5m                      # training time of one trial
 ---
 # Direction
 
-Make {metric} {better} within the budget. Say here what to try first, what has been tried before,
-and what to leave alone. This file is read again before every proposal.
+Make {metric} {better} within the budget. This file is read again before every proposal.
+
+{placeholder}
 """
 
 
 def write_program(repo: Path, script: str, metric: str | None) -> Path:
     """Write program.md into the repository; never over one. Raises Failure."""
-    root = Path(str(open_repository(repo).working_dir))
+    root = project_folder(repo)
     path = root / "program.md"
+    if is_original(root):
+        form = "has no front matter, as in the original autoresearch"
+        raise Failure(f"{path} {form}: that form runs as it is with `python -m agent.loop`")
     if path.exists():
         raise Failure(f"{path} is there already: edit it, or move it away first")
     if not (root / script).is_file():
@@ -36,7 +40,7 @@ def write_program(repo: Path, script: str, metric: str | None) -> Path:
     name = metric or printed_metric((root / script).read_text(encoding="utf-8", errors="replace"))
     if name is None:
         raise Failure(f"{script} prints no `name: value` line to measure: print one at its end, or say --metric NAME")
-    down = any(word in name.lower() for word in LOSSES)
+    down = not more_is_better(name)
     protect = [f for f in ("prepare.py", "eval.py", "evaluate.py", "data.py") if (root / f).is_file() and f != script]
     text = TEMPLATE.format(
         metric=name,
@@ -44,8 +48,9 @@ def write_program(repo: Path, script: str, metric: str | None) -> Path:
         better="smaller" if down else "larger",
         script=script,
         protect=", ".join(protect),
+        placeholder=PLACEHOLDER,
     )
-    parse_program(text)
+    parse_program(text.replace(PLACEHOLDER, "Say what to try."))
     path.write_text(text, encoding="utf-8")
     return path
 

@@ -69,6 +69,13 @@ def run(
     unsafe_no_sandbox: Annotated[
         bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code with all your rights.")
     ] = False,
+    notify: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to say that the night pauses, ends or has a new best: a URL of apprise, "
+            "which may also be in OVERNIGHT_NOTIFY."
+        ),
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
@@ -96,6 +103,7 @@ def run(
         fallback=fallback,
         new=new,
         check=not no_check,
+        notify=notify,
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
         contract={key: value for key, value in overrides.items() if value is not None},

@@ -18,7 +18,7 @@ from agent.night import Night
 from agent.observers.old import old_night
 from agent.observers.summary import experiments_table, summary
 from agent.observers.terminal import paused
-from agent.workspace import open_repository
+from agent.workspace import project_folder
 
 Repo = Annotated[Path, typer.Option("--repo", help="The repository to work on; default: here.")]
 Tag = Annotated[str | None, typer.Option("--tag", help="The night's name: branch research/<tag>.")]
@@ -96,7 +96,7 @@ def how_it_stands(home: Path, night: Night) -> tuple[str, str]:
 
 def find_night(repo: Path, tag: str | None) -> Path:
     """The folder of this night, or of the newest one. Raises Failure."""
-    root = Path(str(open_repository(repo).working_dir))
+    root = project_folder(repo)
     home = root / ".research" / tag if tag else newest(root)
     if tag and home and not (home / "ledger.db").exists() and (known := [path.name for path in nights(root)]):
         raise Failure(f"there is no night called {tag} here; there are: {', '.join(known)}")

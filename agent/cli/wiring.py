@@ -5,10 +5,8 @@ The tables here are all that knows of every executor and observer; agent/propose
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -24,13 +22,16 @@ from agent import events as ev
 from agent.actions import Actions
 from agent.caller import ThreadCaller
 from agent.cli.nights import choose_tag, newest
+from agent.commands import arguments, is_translated
 from agent.errors import Failure, ProgramError
+from agent.forms import defaults
 from agent.history import History
 from agent.inbox import RealClock, SpoolInbox
 from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.night import Night
 from agent.observers.follow import Follower, Observer
+from agent.observers.notify import Notify, notifier
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
@@ -40,18 +41,28 @@ from agent.propose.choose import banner, choose_fallback, choose_proposer
 from agent.propose.templates import Templates
 from agent.protocols import Executor, Proposer, Request
 from agent.records import Experiment, Stoppers, Surroundings
+from agent.run.environment import find_environment, said
 from agent.run.gpu import device_name, find_device, visible_gpus
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe, rooms_fault
 from agent.run.process import reap
 from agent.run.sandbox import Sandbox, choose_sandbox
-from agent.workspace import Workspace, open_repository
+from agent.workspace import Workspace, project_folder
 
 
 def local(workspace: Workspace, room: Sandbox, program: Program, slots: int) -> Executor:
     """Trials on this machine. Raises Failure where every trial would fail."""
     device = find_device(program.device)
-    executor = LocalExecutor(workspace.home, workspace.export, room, device, slots, root=workspace.root)
+    executor = LocalExecutor(
+        workspace.home,
+        workspace.export,
+        room,
+        device,
+        slots,
+        root=workspace.top,
+        project=workspace.prefix.rstrip("/"),
+        interpreter=find_environment(workspace.root, workspace.top, program.python),
+    )
     executor.check(program)
     return executor
 
@@ -75,6 +86,7 @@ class Flags:
     replay: Path | None
     sandbox: str
     stoppers: Stoppers
+    notify: str | None = None
     fallback: str | None = None
     new: bool = False
     """Begin another night, though one is not finished."""
@@ -94,6 +106,8 @@ class Parts:
     executor: Executor
     console: Console
     ledger: Ledger
+    service: Any = None
+    """Where messages to a person elsewhere go; see observers/notify.py."""
 
     def close(self) -> None:
         """Leave one whole file behind: the journal's last pages are written into it."""
@@ -106,7 +120,9 @@ class Parts:
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
-        followers = [Follower(self.home, make(self.home, self.console)) for make in OBSERVERS.values()]
+        observers = [make(self.home, self.console) for make in OBSERVERS.values()]
+        observers += [Notify(self.home, self.service)] if self.service else []
+        followers = [Follower(self.home, observer) for observer in observers]
         for follower in followers:
             follower.start()
         self.loop.notify = lambda: [follower.news.set() for follower in followers]  # type: ignore[assignment]
@@ -120,7 +136,7 @@ class Parts:
 
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
-    root = Path(str(open_repository(repo).working_dir))
+    root, service = project_folder(repo), notifier(flags.notify)
     tag = choose_tag(root, flags.tag, today, flags.new)
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
     reread = ProgramFile(root, flags.contract)
@@ -128,6 +144,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     device = find_device(program.device)
     budget = program.budget_on(device)
     workspace.check(workspace.head, [*program.edit, *program.protect])
+    workspace.check_submodules()
     proposer = choose_proposer(
         flags.proposer,
         model=flags.model,
@@ -143,7 +160,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
     )
     check_proposers(flags, before, proposer, fallback, first, say)
-    room = choose_sandbox(flags.sandbox, private=(workspace.root,))
+    room = choose_sandbox(flags.sandbox, private=(workspace.top,))
     workspace.prepare_home()
     ledger, clock = Ledger(workspace.home), RealClock()
     inbox, night = SpoolInbox(workspace.home, clock), ledger.night()
@@ -154,13 +171,16 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     same_hardware(night, device)
     say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
     say(banner(proposer))
+    python = said(find_environment(root, workspace.top, program.python), root)
+    translated = f"; `{program.run}` is run by it, without its manager" if is_translated(program.run) else ""
+    say(f"trials use {python}{translated}")
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         say(f"{path} has uncommitted changes: the night works on the committed version")
     if night.sandbox and night.sandbox != room.name:
         changed = f"the sandbox changed from {night.sandbox} to {room.name}"
         ledger.append(ev.Noted(at=clock.now(), text=changed))
     make_sure(room, workspace, program, say)
-    data = prepared(program, root, night.data)
+    data = prepared(program, workspace, night.data)
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
     actions = Actions(
         reread=reread,
@@ -184,7 +204,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         fallback=fallback.name if fallback else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    return Parts(workspace.home, loop, inbox, executor, console, ledger)
+    return Parts(workspace.home, loop, inbox, executor, console, ledger, service)
 
 
 def check_proposers(
@@ -243,7 +263,10 @@ class ProgramFile:
 
     def load(self) -> Program:
         """Raises ProgramError."""
-        return load_program(self.path, defaults(self.root) | dict(self.contract))
+        form = defaults(self.root)
+        if "metric.name" in self.contract:
+            form.pop("metric", None)  # another number, of which nothing is known
+        return load_program(self.path, form | dict(self.contract))
 
     def __call__(self) -> str | Program:
         try:
@@ -263,7 +286,7 @@ def reopen(
     repo: Path, tag: str | None, sandbox: str
 ) -> tuple[tuple[Experiment, ...], Workspace, Executor, Program, Callable[[str], None]]:
     """The parts of a night that has been, to run further trials of its commits. Raises Failure."""
-    root = Path(str(open_repository(repo).working_dir))
+    root = project_folder(repo)
     home = root / ".research" / tag if tag else newest(root)
     if home is None or not (home / "ledger.db").exists():
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
@@ -271,9 +294,9 @@ def reopen(
     night, history = ledger.night(), History(ledger.text)
     if not night.contract:
         raise Failure(f"{home.name} has not begun: there is nothing to measure again")
-    program, room = history.program(night.contract), choose_sandbox(sandbox, private=(root,))
+    program, room = history.program(night.contract), choose_sandbox(sandbox, private=(workspace.top,))
     make_sure(room, workspace, program, say)
-    prepared(program, root, night.data)
+    prepared(program, workspace, night.data)
     return history.finished(night), workspace, EXECUTORS["local"](workspace, room, program, 1), program, say
 
 
@@ -335,26 +358,20 @@ def same_night(night: Night, ledger: Ledger, program: Program) -> None:
         raise Failure(f"this night was begun with another {changed}: choose a new --tag, or change it back")
 
 
-def defaults(root: Path) -> dict[str, Any]:
-    """For a program.md without front matter (the original autoresearch form): the evaluator is protected."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        text = (root / "program.md").read_text(encoding="utf-8")
-        if not text.startswith("---") and (root / "prepare.py").is_file():
-            return {"protect": ["prepare.py"]}
-    return {}
-
-
-def prepared(program: Program, root: Path, before: str) -> str:
+def prepared(program: Program, workspace: Workspace, before: str) -> str:
     """Run the `prepare` command: the hash of the data as it says it; `before` is what the night began with, and
     must be the same. Raises Failure."""
     if not program.prepare:
         return ""
-    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
+    own = find_environment(workspace.root, workspace.top, program.python)
+    python = own.python if own else sys.executable
+    path = os.pathsep.join([os.path.dirname(python), os.environ.get("PATH", os.defpath)])
+    first, *rest = arguments(program.prepare)
     try:
         ran = subprocess.run(
-            shlex.split(program.prepare),
-            cwd=root,
-            env={**os.environ, "PATH": path},
+            [python if own and first in ("python", "python3") else first, *rest],
+            cwd=workspace.root,
+            env={**os.environ, "PATH": path} | ({own.kind: own.prefix} if own else {}),
             stdout=subprocess.PIPE,
             text=True,
             timeout=program.timeouts.prepare,

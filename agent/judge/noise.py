@@ -265,6 +265,12 @@ def _breach(program: Program, incumbent: Trials, candidate: Trials) -> str | Non
     return None
 
 
+def unreported(program: Program, worked: Trials) -> str | None:
+    """The first number that is limited, though none of these trials reports it: no candidate could be kept."""
+    names = (name for name in program.limits if name != "peak_memory_gb")
+    return next((name for name in names if all(_number(m, name) is None for m in worked)), None)
+
+
 def _lighter(incumbent: Trials, candidate: Trials) -> bool:
     """Clearly less peak memory than the incumbent, in the worst of each one's trials."""
     before = [m.peak_memory_gb for m in incumbent if m.peak_memory_gb is not None]
@@ -273,7 +279,12 @@ def _lighter(incumbent: Trials, candidate: Trials) -> bool:
 
 
 def _number(measurement: Measurement, name: str) -> float | None:
-    return measurement.peak_memory_gb if name == "peak_memory_gb" else measurement.numbers.get(name)
+    """What a limit is held against: where there is an evaluation, only what that printed, since training prints what
+    the agent wants."""
+    if name == "peak_memory_gb":
+        return measurement.peak_memory_gb
+    told = measurement.evaluated is None or name in measurement.evaluated
+    return measurement.numbers.get(name) if told else None
 
 
 t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.t.ppf(chance, freedom)))

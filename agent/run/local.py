@@ -24,7 +24,7 @@ from agent.run.cache import CompileCache
 from agent.run.gpu import visible_gpus
 from agent.run.sandbox import Sandbox, describe
 from agent.run.syscalls import PARENT
-from agent.run.task import Card, Metric, Task
+from agent.run.task import Card, Interpreter, Metric, Task
 from agent.run.trial import remove
 
 PACKAGE = Path(__file__).parents[2]
@@ -35,9 +35,10 @@ TAIL = 4000  # characters of what a broken worker said
 class LocalExecutor:
     """Trials on this machine's CPU (all slots together) or GPUs (one for each slot). See protocols.Executor.
 
-    `home`: the folder of one night, .research/<tag>; `root`: the repository, to which relative data folders
-    belong; `export(commit, folder)` writes that commit's files into an empty folder; `slack`: seconds, see the rules
-    of time in trial.py. Raises Failure where there are fewer GPUs than slots.
+    `home`: the folder of one night, .research/<tag>; `root`: the repository; `project`: the folder of program.md in it,
+    to which relative data folders belong; `interpreter`: of the project's own environment, if it has one;
+    `export(commit, folder)` writes that commit's files into an empty folder; `slack`: seconds, see the rules of time in
+    trial.py. Raises Failure where there are fewer GPUs than slots.
     """
 
     def __init__(
@@ -49,10 +50,13 @@ class LocalExecutor:
         slots: int = 1,
         *,
         root: Path,
+        project: str = "",
+        interpreter: Interpreter | None = None,
         slack: float = 10.0,
     ):
         self.home, self.root, self.export, self.sandbox = home.resolve(), root.resolve(), export, sandbox
         self.device: Device = device
+        self.project, self.interpreter = project, interpreter
         self.slots, self.slack = slots, slack
         gpus = visible_gpus() if device == "cuda" else []
         if device == "cuda" and len(gpus) < slots:
@@ -69,6 +73,10 @@ class LocalExecutor:
         for path in map(self._path, (*program.data, *program.holdout)):
             if not path.exists():
                 how = f"`{program.prepare}` did not make it" if program.prepare else "make it, or mend program.md"
+                if not program.prepare and (self.root / self.project / "prepare.py").is_file():
+                    how = (
+                        "run prepare.py, and train.py once by hand: they fetch what there is no network for in a trial"
+                    )
                 raise Failure(f"the data {path} does not exist: {how}")
 
     def submit(self, job: Job, emit: Emit) -> None:
@@ -194,12 +202,15 @@ class LocalExecutor:
             card=self._cards[job.slot] if self._cards else None,
             home=str(self.home),
             root=str(self.root),
+            project=self.project,
+            interpreter=self.interpreter,
+            limits=list(program.limits),
             sandbox=describe(self.sandbox),
         )
 
     def _path(self, name: str) -> Path:
-        """A folder of the contract, absolute: ~ is home, a relative one is in the repository."""
-        return self.root / Path(name).expanduser()
+        """A folder of the contract, absolute: ~ is home, a relative one is in the project."""
+        return Path(os.path.normpath(self.root / self.project / Path(name).expanduser()))
 
 
 class Worker:

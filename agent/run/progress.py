@@ -123,15 +123,19 @@ def _by_name(name: str, text: str) -> str | None:
 
 
 def _by_pattern(pattern: str, text: str) -> str | None:
-    """The first group of the last match of the person's own pattern, which may need longer than anybody waits."""
+    """The first group of the last match of the person's own pattern, which may need longer than anybody waits. Each
+    line is matched by itself: so blanks before a number are not looked for in all that follows."""
     import regex  # here, because few need it and every worker would pay for it
 
+    compiled, until = regex.compile(pattern), time.monotonic() + PATTERN_SECONDS
     try:
-        found = regex.findall(pattern, text, regex.MULTILINE, timeout=PATTERN_SECONDS)
+        for line in reversed(text.split("\n")):
+            left = max(0.001, until - time.monotonic())
+            if line and (found := compiled.findall(line, timeout=left)):
+                return found[-1][0] if isinstance(found[-1], tuple) else found[-1]
     except TimeoutError:
         raise ValueError(f"the pattern /{pattern}/ takes too long on the output: write a simpler one") from None
-    last = found[-1] if found else None
-    return last[0] if isinstance(last, tuple) else last
+    return None
 
 
 def explain_exit(code: int, tail: str) -> str:

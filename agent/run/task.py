@@ -30,6 +30,20 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Interpreter:
+    """The Python of the project's own environment; see environment.py."""
+
+    python: str
+    prefix: str
+    packages: list[str]
+    """Folders that a room must show."""
+    kind: str
+    """The variable that names its prefix: VIRTUAL_ENV or CONDA_PREFIX."""
+    inside: list[str]
+    """Folders of the repository that it imports from, relative."""
+
+
+@dataclass(frozen=True)
 class Task:
     """One trial, or the held-out test of what a trial saved. Paths are absolute."""
 
@@ -67,6 +81,12 @@ class Task:
     """The night's folder."""
     root: str
     """The repository."""
+    project: str
+    """The folder of program.md below it, relative; "" where it is the repository itself."""
+    interpreter: Interpreter | None
+    """None: the one that the loop runs in."""
+    limits: list[str]
+    """Numbers that program.md limits."""
     sandbox: dict[str, Any]
     """As sandbox.describe gives it."""
 
@@ -74,6 +94,10 @@ class Task:
     def folder(self) -> Path:
         """Of the slot. `source` in it holds the commit's files."""
         return Path(self.home, "slots", str(self.slot))
+
+    def place(self, tree: str) -> Path:
+        """The project's folder in one of the slot's copies of the commit; commands run there."""
+        return self.folder / tree / self.project
 
     @property
     def output(self) -> Path:
@@ -92,4 +116,5 @@ class Task:
         """Raises ValueError, TypeError, KeyError for what is no task."""
         fields = json.loads(text)
         card = Card(**fields["card"]) if fields["card"] else None
-        return cls(**{**fields, "metric": Metric(**fields["metric"]), "card": card})
+        own = Interpreter(**fields["interpreter"]) if fields["interpreter"] else None
+        return cls(**{**fields, "metric": Metric(**fields["metric"]), "card": card, "interpreter": own})

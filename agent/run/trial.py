@@ -16,7 +16,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from agent.commands import arguments, filled
+from agent.run.advice import advice
 from agent.run.cache import CompileCache, ModuleCache, compiled_modules
 from agent.run.device_use import DeviceUse
 from agent.run.log import Log
@@ -74,7 +75,13 @@ class Job:
     @property
     def fills_modules(self) -> bool:
         """Whether this trial compiles Python's modules for all later ones: the first of the unchanged program."""
-        return self.task.experiment == 0 and self.modules.needed and not self.modules.filled
+        own = self.task.interpreter is not None  # of another interpreter nothing is known
+        return self.task.experiment == 0 and not own and self.modules.needed and not self.modules.filled
+
+    @property
+    def read_modules(self) -> Path | None:
+        """Where compiled modules lie that a trial can use."""
+        return self.modules.folder if self.modules.filled and self.task.interpreter is None else None
 
 
 def measure(job: Job) -> dict[str, Any]:
@@ -93,10 +100,13 @@ def measure(job: Job) -> dict[str, Any]:
             numbers, text = score(job, task.evaluate)
             job.found["evaluation_seconds"] = time.monotonic() - started
             job.found["numbers"].update(numbers)
+            job.found["evaluated"] = sorted(numbers)
         try:
             metric = find_metric(task.metric, text)
         except ValueError as error:
             raise Bad("crash", str(error)) from None
+        if missing := unreported(job):
+            raise Bad("crash", missing)
         job.found.update(outcome="ok", metric=metric)
     except Bad as bad:
         job.found.update(outcome=bad.outcome, reason=bad.reason)
@@ -104,6 +114,18 @@ def measure(job: Job) -> dict[str, Any]:
         remove(task.output)
     job.found.setdefault("numbers", {}).pop(task.metric.name, None)
     return {**job.found, "log_tail": job.log.tail}
+
+
+def unreported(job: Job) -> str:
+    """Why the limits of program.md can't be held, seen at the unchanged program; "" where they can."""
+    task, numbers = job.task, job.found["numbers"]
+    told = job.found.get("evaluated", sorted(numbers))
+    for name in task.limits if task.experiment == 0 else ():
+        if name not in (*told, "peak_memory_gb", task.metric.name):
+            who = f"`{task.evaluate}`" if task.evaluate else "training"
+            where = ", as training does, which the agent may change" if name in numbers else ""
+            return f"program.md limits {name}, but {who} does not print it{where}: print it there, or leave it out"
+    return ""
 
 
 def test(job: Job) -> dict[str, float]:
@@ -159,7 +181,7 @@ def train(job: Job) -> None:
     )
     if progress.diverged and ended.stopped != "interrupted":
         raise Bad("crash", progress.diverged)
-    check_end(ended, job.log.tail)
+    check_end(ended, job.log.tail, task=task)
     if not use.seen:
         raise Bad("crash", use.not_seen)
     if task.speaks and not progress.began:
@@ -201,7 +223,7 @@ def score(job: Job, command: str) -> tuple[dict[str, float], str]:
         last = said.text.rpartition("\n")[2].strip()
         found, _, reason = last.partition("violation:")
         raise Bad("violation", reason.strip() if reason and not found else "the evaluation refused it")
-    check_end(ended, job.log.tail, "evaluation: ")
+    check_end(ended, job.log.tail, "evaluation: ", job.task)
     return said.numbers, said.text
 
 
@@ -216,7 +238,7 @@ def run(
 ) -> Ended:
     """Run a command in its room."""
     return run_process(
-        job.sandbox.wrap(shlex.split(command), room),
+        job.sandbox.wrap(argv(job.task, command), room),
         cwd=room.workdir,
         env=dict(room.env),
         log=job.log,
@@ -230,6 +252,15 @@ def run(
     )
 
 
+def argv(task: Task, command: str) -> list[str]:
+    """The command with its values filled in, by the project's own interpreter where it has one."""
+    values = {"seed": str(task.seed), "seconds": f"{task.budget_seconds:g}", "output": str(task.output)}
+    words = filled(arguments(command), values)
+    if task.interpreter and words[0] in ("python", "python3"):
+        return [task.interpreter.python, *words[1:]]
+    return words
+
+
 def make_room(job: Job, kind: Literal["training", "evaluation", "model"]) -> Room:
     """What a command of this kind may see. The model's room has the commit and the checkpoint, and no data at all."""
     task = job.task
@@ -239,15 +270,24 @@ def make_room(job: Job, kind: Literal["training", "evaluation", "model"]) -> Roo
     data = {"training": task.data, "evaluation": [*task.data, *task.holdout], "model": []}[kind]
     room = Room(
         kind=kind,
-        workdir=task.folder / ("tree" if kind == "training" else "pristine"),
+        workdir=task.place("tree" if kind == "training" else "pristine"),
         output=task.output,
         scratch=scratch,
-        data=(*map(Path, data), *([job.modules.folder] if job.modules.filled else [])),
+        data=(*map(Path, data), *shown(job, kind)),
         hidden=() if kind == "evaluation" else tuple(map(Path, task.holdout)),
         compiled=task.folder / "compiled" if kind == "training" else None,
         slot=task.card.index if task.card else None,
     )
     return dataclasses.replace(room, env=environment(job, room))
+
+
+def shown(job: Job, kind: str) -> list[Path]:
+    """What a command reads beside its data: compiled modules, the project's environment, and, where the project is a
+    folder of a repository, what lies beside it."""
+    task = job.task
+    modules = [job.read_modules] if job.read_modules else []
+    beside = [task.folder / ("tree" if kind == "training" else "pristine")] if task.project else []
+    return [*modules, *beside, *map(Path, task.interpreter.packages if task.interpreter else ())]
 
 
 def environment(job: Job, room: Room) -> dict[str, str]:
@@ -264,10 +304,13 @@ def environment(job: Job, room: Room) -> dict[str, str]:
         share = str(max(1, (os.cpu_count() or 1) // task.slots))
         env = {name: share for name in THREADS} | env
     compiled, fills = job.sandbox.compiled(room), job.fills_modules and room.kind == "training"
-    env |= compiled_modules(task.output / "modules" if fills else job.modules.folder if job.modules.filled else None)
+    env |= compiled_modules(task.output / "modules" if fills else job.read_modules)
     env |= {} if fills else {"PYTHONDONTWRITEBYTECODE": "1"}
+    env |= own_interpreter(task, room)
+    env |= {"HF_HUB_OFFLINE": "1"} if job.sandbox.guarded else {}  # what was fetched before is used, without asking
+    python = task.interpreter.python if task.interpreter else sys.executable
     env |= {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": str(task.seed % 2**32),
         "CUDA_VISIBLE_DEVICES": task.card.uuid if task.card else "",
@@ -278,6 +321,16 @@ def environment(job: Job, room: Room) -> dict[str, str]:
         "RESEARCH_OUTPUT": str(task.output),
     }
     return env if task.budget_tokens is None else env | {"RESEARCH_BUDGET_TOKENS": str(task.budget_tokens)}
+
+
+def own_interpreter(task: Task, room: Room) -> dict[str, str]:
+    """What the project's interpreter needs of the environment. What it imports from the repository (`pip install -e .`)
+    is the trial's own copy of that."""
+    if task.interpreter is None:
+        return {}
+    tree = room.workdir if not task.project else room.workdir.parents[len(Path(task.project).parts) - 1]
+    inside = os.pathsep.join(str(tree / path) for path in task.interpreter.inside)
+    return {task.interpreter.kind: task.interpreter.prefix} | ({"PYTHONPATH": inside} if inside else {})
 
 
 def fill(job: Job, name: str, data: list[str] | tuple[str, ...]) -> None:
@@ -291,21 +344,22 @@ def fill(job: Job, name: str, data: list[str] | tuple[str, ...]) -> None:
             link.symlink_to(path)
 
 
-def check_end(ended: Ended, tail: str, prefix: str = "") -> None:
-    """Raises Bad where the command did not end by itself and well."""
+def check_end(ended: Ended, tail: str, prefix: str = "", task: Task | None = None) -> None:
+    """Raises Bad where the command did not end by itself and well; of the unchanged program with what to do."""
     if ended.stopped == "interrupted":
         raise Bad("interrupted", STOPPED)
     if ended.stopped:
         raise Bad("timeout", ended.stopped)
     if ended.code:
-        raise Bad("crash", prefix + explain_exit(ended.code, tail))
+        said = explain_exit(ended.code, tail)
+        advised = advice(task, said) if task and task.experiment == 0 else ""
+        raise Bad("crash", advised + prefix + said)
 
 
 def check_protected(job: Job) -> None:
     """Raises Bad where a protected file is not as the commit has it."""
-    folder = job.task.folder
     for name in job.task.protect:
-        if digest(folder / "tree" / name) != digest(folder / "pristine" / name):
+        if digest(job.task.place("tree") / name) != digest(job.task.place("pristine") / name):
             raise Bad("violation", f"{name} is protected, but was changed while training")
 
 
