@@ -69,6 +69,9 @@ def run(
     unsafe_no_sandbox: Annotated[
         bool, typer.Option("--unsafe-no-sandbox", help="Run model-written code with all your rights.")
     ] = False,
+    push: Annotated[
+        str | None, typer.Option(help="Remote that gets the night's refs and a copy of its ledger after each keep.")
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
@@ -98,6 +101,7 @@ def run(
         check=not no_check,
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
+        push=push,
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),
     )

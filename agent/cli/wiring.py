@@ -6,14 +6,17 @@ The tables here are all that knows of every executor and observer; agent/propose
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from rich.markup import escape
 
 from agent import events as ev
 from agent.actions import Actions
+from agent.backup import bring_back, open_ledger, place, tags_with_refs
 from agent.caller import ThreadCaller
 from agent.cli.nights import choose_tag, newest
 from agent.errors import Failure, ProgramError
@@ -30,7 +34,9 @@ from agent.inbox import RealClock, SpoolInbox
 from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.night import Night
+from agent.observers.backup import Backup
 from agent.observers.follow import Follower, Observer
+from agent.observers.push import Push
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
@@ -41,9 +47,10 @@ from agent.propose.templates import Templates
 from agent.protocols import Executor, Proposer, Request
 from agent.records import Experiment, Stoppers, Surroundings
 from agent.run.gpu import device_name, find_device, visible_gpus
+from agent.run.inputs import difference, listing
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe, rooms_fault
-from agent.run.process import reap
+from agent.run.process import START
 from agent.run.sandbox import Sandbox, choose_sandbox
 from agent.workspace import Workspace, open_repository
 
@@ -81,6 +88,7 @@ class Flags:
     check: bool = True
     """Ask the model's server beforehand whether it is there."""
     slots: int = 1
+    push: str | None = None
     contract: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -94,6 +102,8 @@ class Parts:
     executor: Executor
     console: Console
     ledger: Ledger
+    observers: Sequence[Observer] = ()
+    """Beside those of the table."""
 
     def close(self) -> None:
         """Leave one whole file behind: the journal's last pages are written into it."""
@@ -106,7 +116,8 @@ class Parts:
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
-        followers = [Follower(self.home, make(self.home, self.console)) for make in OBSERVERS.values()]
+        always = [make(self.home, self.console) for make in OBSERVERS.values()]
+        followers = [Follower(self.home, observer) for observer in (*always, *self.observers)]
         for follower in followers:
             follower.start()
         self.loop.notify = lambda: [follower.news.set() for follower in followers]  # type: ignore[assignment]
@@ -120,9 +131,12 @@ class Parts:
 
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
-    root = Path(str(open_repository(repo).working_dir))
-    tag = choose_tag(root, flags.tag, today, flags.new)
+    opened = open_repository(repo)
+    root, brought = Path(str(opened.working_dir)), bring_back(opened)
+    tag = choose_tag(root, flags.tag, today, flags.new, tags_with_refs(opened))
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
+    if not (workspace.home / "ledger.db").exists():
+        workspace.claim(())
     reread = ProgramFile(root, flags.contract)
     program = reread.load()
     device = find_device(program.device)
@@ -137,16 +151,20 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         device=device,
     )
     fallback, say = choose_fallback(flags.fallback, proposer, device), teller(console)
-    before = Ledger(workspace.home, readonly=True).night() if (workspace.home / "ledger.db").exists() else Night()
+    before = so_far(workspace.home)
     templates = Templates(root / "prompts", lambda text: inbox.put(ev.Noted(text=text)))
     first = context.first_request(
         1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
     )
     check_proposers(flags, before, proposer, fallback, first, say)
-    room = choose_sandbox(flags.sandbox, private=(workspace.root,))
     workspace.prepare_home()
-    ledger, clock = Ledger(workspace.home), RealClock()
+    room = choose_sandbox(flags.sandbox, private=(workspace.root,), where=workspace.home)
+    ledger, told = open_ledger(workspace.repo, workspace.home)
+    clock = RealClock()
     inbox, night = SpoolInbox(workspace.home, clock), ledger.night()
+    workspace.claim(commits(night), restored=bool(brought or told))
+    for text in (*brought, *told):
+        say(text)
     if night.starts:
         done = max(0, len(night.order) - 1)
         say(f"going on with night {tag}: {done} experiments are done; --new begins another one")
@@ -161,6 +179,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         ledger.append(ev.Noted(at=clock.now(), text=changed))
     make_sure(room, workspace, program, say)
     data = prepared(program, root, night.data)
+    inputs = partial(listing, root, (*program.data, *program.holdout))
+    same_inputs(night, ledger, data, now := inputs())
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
     actions = Actions(
         reread=reread,
@@ -173,18 +193,23 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         device=device,
         emit=inbox.put,
         fallback=fallback,
+        inputs=inputs,
     )
     capacity = Capacity(slots=executor.slots, calls=executor.slots, evaluations=1)
     surroundings = Surroundings(
         sandbox=room.name,
         weaker="; ".join(room.weaker),
         data=data,
+        inputs=ledger.put(json.dumps(now)),
         hardware=device_name(device),
         cards=",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else "",
         fallback=fallback.name if fallback else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    return Parts(workspace.home, loop, inbox, executor, console, ledger)
+    observers: list[Observer] = [Backup(workspace.home, place(workspace.repo, tag))]
+    if flags.push:
+        observers.append(Push(workspace.home, root, flags.push, say))
+    return Parts(workspace.home, loop, inbox, executor, console, ledger, observers)
 
 
 def check_proposers(
@@ -267,11 +292,14 @@ def reopen(
     home = root / ".research" / tag if tag else newest(root)
     if home is None or not (home / "ledger.db").exists():
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
-    workspace, ledger, say = Workspace(root, home.name), Ledger(home), teller(Console(highlight=False, soft_wrap=True))
+    workspace, say = Workspace(root, home.name), teller(Console(highlight=False, soft_wrap=True))
+    ledger, told = open_ledger(workspace.repo, home)
+    for text in told:
+        say(text)
     night, history = ledger.night(), History(ledger.text)
     if not night.contract:
         raise Failure(f"{home.name} has not begun: there is nothing to measure again")
-    program, room = history.program(night.contract), choose_sandbox(sandbox, private=(root,))
+    program, room = history.program(night.contract), choose_sandbox(sandbox, private=(root,), where=home)
     make_sure(room, workspace, program, say)
     prepared(program, root, night.data)
     return history.finished(night), workspace, EXECUTORS["local"](workspace, room, program, 1), program, say
@@ -285,7 +313,7 @@ def teller(console: Console) -> Callable[[str], None]:
 
 
 def make_sure(room: Sandbox, workspace: Workspace, program: Program, say: Callable[[str], None]) -> None:
-    """A sandbox that holds, and nothing left over from a loop that was killed. Raises Failure."""
+    """A sandbox that holds. Raises Failure."""
     if room.name == "none":
         say("NO SANDBOX: code that nobody has read runs with all your rights")
     else:
@@ -293,8 +321,6 @@ def make_sure(room: Sandbox, workspace: Workspace, program: Program, say: Callab
         for weakness in room.weaker:
             say(f"  weaker than bubblewrap: a trial can {weakness}")
         must_hold(room, workspace, program)
-    if ended := reap(workspace.home):
-        say(f"ended {ended} processes that a killed loop had left")
 
 
 def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
@@ -329,6 +355,30 @@ def same_hardware(night: Night, device: Device) -> None:
         raise Failure(f"this night was begun on {night.hardware}, but this is {now}: choose a new --tag")
 
 
+def same_inputs(night: Night, ledger: Ledger, data: str, now: Mapping[str, str]) -> None:
+    """The data must be what the trials so far were measured on; where `prepare` says by its hash that it is, that
+    counts. Raises Failure."""
+    if not night.measured or not night.inputs or (data and data == night.data):
+        return
+    if changed := difference(json.loads(ledger.text(night.inputs)), now):
+        raise Failure(changed)
+
+
+def commits(night: Night) -> set[str]:
+    """All that this night has made, or stands on."""
+    found = {c for e in night.experiments.values() for c in (e.parent, e.commit, e.published)}
+    found |= {t.commit for e in night.experiments.values() for t in e.trials}
+    return found - {""}
+
+
+def so_far(home: Path) -> Night:
+    """The night before this process takes it up; an empty one where there is none that can be read."""
+    try:
+        return Ledger(home, readonly=True).night()
+    except (Failure, sqlite3.DatabaseError):  # to open it for writing puts it right, or says what to do
+        return Night()
+
+
 def same_night(night: Night, ledger: Ledger, program: Program) -> None:
     """A night has one contract: trials under another can't be compared. Raises Failure."""
     if night.measured and (changed := program.incomparable(History(ledger.text).program(night.contract))):
@@ -352,7 +402,7 @@ def prepared(program: Program, root: Path, before: str) -> str:
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
     try:
         ran = subprocess.run(
-            shlex.split(program.prepare),
+            [sys.executable, "-ISc", START, str(os.getpid()), *shlex.split(program.prepare)],  # it ends with this one
             cwd=root,
             env={**os.environ, "PATH": path},
             stdout=subprocess.PIPE,
