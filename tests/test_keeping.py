@@ -316,7 +316,7 @@ def test_data_that_changes_in_mid_night_ends_it_before_anything_is_compared(with
     assert "the data is not what this night began with: heldout/train.txt changed" in said and "--new" in said
     assert kinds(with_data) == ["baseline"]
     said = again(with_data, expect=2)
-    assert "heldout/train.txt changed" in said and len(said.strip().splitlines()) < 5
+    assert "heldout/train.txt changed" in said.strip().splitlines()[-1]
     status = os.stat(with_data / "corpus" / "train.txt")
     heldout.write_text("some text\n" * 1000)
     before = Ledger(with_data / ".research" / "night", readonly=True)
