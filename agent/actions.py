@@ -22,6 +22,8 @@ from agent.program import Program
 from agent.protocols import Caller, Emit, Executor, Job, Journal, Prompter, Proposer, Repository
 from agent.records import Measurement, Stoppers, Surroundings
 from agent.redact import hidden
+from agent.remake import remake
+from agent.run.inputs import difference
 
 GRACE = 2.0  # times what the contract allows a trial, plus as many minutes: after that it counts as lost
 
@@ -42,6 +44,8 @@ class Actions:
     emit: Emit
     fallback: Proposer | None = None
     """Proposes while the proposer can't."""
+    inputs: Callable[[], dict[str, str]] = dict
+    """What the data looks like now (agent/run/inputs.py)."""
 
     def __post_init__(self):
         self.history = History(self.journal.text)
@@ -52,6 +56,15 @@ class Actions:
 
     def prepare(self, action: policy.Action, night: Night) -> Event:
         """The event that this action is journaled as."""
+        try:
+            return self.event_of(action, night)
+        except Exception:
+            if not (made := self.remake()):  # it was not that git has lost a commit
+                raise
+            self.emit(made[0])
+            return self.event_of(action, night)
+
+    def event_of(self, action: policy.Action, night: Night) -> Event:
         match action:
             case policy.BeginBaseline():
                 return self.judging.begin_baseline(night)
@@ -69,6 +82,8 @@ class Actions:
                 return self.judging.rebase(night, number)
             case policy.Publish(number):
                 return self.judging.publish(night, number)
+            case policy.Train() | policy.Test() if changed := self.changed(night):
+                return ev.Ended(reason=changed, code=3)
             case policy.Train(number, index, slot):
                 return self.train(night, number, index, slot)
             case policy.Test(number, slot):
@@ -93,6 +108,9 @@ class Actions:
             case ev.TrialBegun(experiment=number):
                 self.forget(night, number)  # of several trials the newest output is enough; checkpoints are large
                 trial = night.experiments[number].trials[event.number]
+                if self.repository.missing([trial.commit]):
+                    for note in self.remake():
+                        self.emit(note)
                 self.executor.submit(self.job(night, "train", number, trial.number, event), self.emit)
             case ev.TestBegun(experiment=number):
                 self.executor.submit(self.job(night, "test", number, event.number, event), self.emit)
@@ -113,6 +131,7 @@ class Actions:
     def agree(self, night: Night) -> list[Event]:
         """At the start: whatever the last process could not carry out any more, once again."""
         self.repository.clear_stale_locks()
+        made = self.remake()
         pins = self.repository.pins()
         for e in night.experiments.values():
             if pins.get(e.number, "") != (e.published or e.commit):
@@ -121,7 +140,13 @@ class Actions:
                 self.forget(night, e.number)
             if e.state == "published" and not e.kept:
                 self.executor.discard(e.number)
-        return self.advance(night) if night.tip else []
+        return [*made, *(self.advance(night) if night.tip else [])]
+
+    def remake(self) -> list[Event]:
+        """Commits that git has lost, as where somebody deleted refs/experiments and cleaned up, are made again."""
+        made = remake((event for _, event in self.journal.events()), self.history, self.repository)
+        text = f"{made} commits of this night were gone from the repository, and are made again"
+        return [ev.Noted(text=text)] if made else []
 
     # The program.
 
@@ -240,7 +265,7 @@ class Actions:
         e = night.experiments[number]
         for commit in {t.commit for t in e.trials if t.superseded} - {e.parent}:
             self.repository.pin_older(number, commit)
-        self.repository.pin(number, e.published or e.commit)
+        self.repository.pin(number, e.published or e.commit, {e.commit, *(t.commit for t in e.trials)})
 
     def advance(self, night: Night) -> list[Event]:
         """research/<tag> moves to the incumbent; a tip that somebody else has put there is saved and noted."""
@@ -258,12 +283,20 @@ class Actions:
 
     # Results, on their way into the journal.
 
-    def stow(self, event: Event) -> Event:
-        """The event as it is journaled: long texts go into the side table, and no key goes with them."""
+    def changed(self, night: Night) -> str:
+        """Why no trial can be compared with those before it: the data is not the same. "": it is."""
+        return difference(json.loads(self.journal.text(night.inputs)), self.inputs()) if night.inputs else ""
+
+    def stow(self, event: Event, night: Night) -> Event:
+        """The event as it is journaled: long texts go into the side table, and no key goes with them. A measurement on
+        data that changed meanwhile is none."""
         if isinstance(event, ev.Replied):
             return event.model_copy(
                 update={"text": self.journal.put(event.reply.text), "reply": short(event.reply, "text", "unusable")}
             )
+        if isinstance(event, ev.Measured) and (changed := self.changed(night)):
+            key = {"experiment": event.experiment, "number": event.number, "attempt": event.attempt}
+            return ev.TrialCancelled(**key, reason=changed)
         if isinstance(event, ev.Measured):
             measurement = redacted(event.measurement)
             details = self.journal.put(measurement.model_dump_json())

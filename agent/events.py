@@ -69,6 +69,7 @@ class Started(Event):
     sandbox: str
     proposer: Line
     data: str = ""
+    inputs: Hash = ""
     hardware: str = ""
     """As records.Surroundings; the first data and hardware hold for the whole night."""
     weaker: Line = ""

@@ -13,12 +13,12 @@ from agent.judge import checks, integrity
 from agent.judge.chain import put_onto
 from agent.judge.noise import Noise, Rerun
 from agent.judge.verdict import is_slip, weigh
-from agent.lab_note import lab_note
 from agent.night import Night
 from agent.program import Program
 from agent.propose import edits
 from agent.protocols import Journal, Repository
 from agent.records import Experiment, Verdict, VerdictKind
+from agent.remake import final_note, first_note
 
 
 @dataclass
@@ -78,7 +78,7 @@ class Judging:
         if refusal is not None:
             return judged(number, Verdict(kind=refusal[0], reason=refusal[1]))
         try:
-            message = lab_note(whole, None, program)
+            message = first_note(self.history, night, number, program)
             commit = self.repository.commit_files(e.parent, whole.files, message, e.created)
         except EditError as error:
             return judged(number, Verdict(kind="invalid", reason=str(error)))
@@ -142,7 +142,7 @@ class Judging:
         if mark == checks.fingerprint(now):
             why = f"experiment {best} was kept meanwhile and holds this change already"
             return judged(number, Verdict(kind="discard", reason=why, metric=metric))
-        message = lab_note(whole.model_copy(update={"verdict": None}), None, program)
+        message = first_note(self.history, night, number, program)
         commit = self.repository.commit_files(night.tip, files, message, e.created)
         return ev.Rebased(
             experiment=number, parent=night.tip, commit=commit, files=self.journal.put(json.dumps(files)),
@@ -151,11 +151,10 @@ class Judging:
 
     def publish(self, night: Night, number: int) -> Event:
         """A kept commit gets its final message; the branch moves when this is in the journal."""
-        e, best = night.experiments[number], night.incumbent
+        e = night.experiments[number]
         commit = e.commit
         if e.kept and number:
-            known = self.history.brief(best) if best else None
-            message = lab_note(self.history.whole(e, brief=True), known, self.program(night))
+            message = final_note(self.history, night, number, self.program(night))
             commit = self.repository.commit_tree(commit, e.parent, message, e.created)
         return ev.Published(experiment=number, commit=commit)
 

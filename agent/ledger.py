@@ -6,9 +6,12 @@ texts that it names. Nothing is ever changed: events of an older schema are upgr
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import sqlite3
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +22,10 @@ from filelock import FileLock, Timeout
 from agent.errors import Failure
 from agent.events import KINDS, Event
 from agent.night import Night
+from agent.storage import Reserve, disk_full, is_full, journal_mode
 
+BUSY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL
+PATIENCE = 0.25  # seconds that one try waits for a lock: signals are heard in between
 VERSION = 1
 """Of the events in the journal. A change that makes old ones unreadable counts it up and adds an upgrade."""
 SCHEMA = """
@@ -55,42 +61,52 @@ def decode(version: int, kind: str, text: str) -> Event:
 class Ledger:
     """Opens `home/ledger.db`, making it where it is missing; `readonly` for reports and observers.
 
-    Raises Failure where another process holds the night, where there is nothing to read, or where the night was
-    written by a version before 0.2.
+    `held`: the lock of the night, where the caller has it already. Raises Failure where another process has it, where
+    there is nothing to read, or where the night was written by a version before 0.2.
     """
 
-    def __init__(self, home: Path, readonly: bool = False):
-        self.path, self.lock = home / "ledger.db", None
+    def __init__(self, home: Path, readonly: bool = False, held: FileLock | None = None):
+        self.path, self.lock = home / "ledger.db", held
         if readonly:
             if not self.path.exists():
                 raise Failure(f"there is no night at {home}: start one with `python -m agent.loop`")
         else:
             home.mkdir(parents=True, exist_ok=True)
-            self.lock = FileLock(home / "lock")
-            try:
-                self.lock.acquire(timeout=0)
-            except Timeout:
-                raise Failure(
-                    f"{home.name} is already being worked on by another loop: choose another --tag"
-                ) from None
-        if is_old(self.path):
+            self.lock = held or lock(home)
+            self.reserve = Reserve(home)
+        try:
+            if is_old(self.path):
+                raise Failure(f"{home.name} was made by version 0.1: `report` shows it, a new --tag goes on")
+            self.db = connect(self.path, readonly)
+            self.waiting: dict[str, bytes] = {}  # texts that go in with the next event
+            if not readonly:
+                self.open()
+        except sqlite3.DatabaseError as error:
             self.close()
-            raise Failure(f"{home.name} was made by version 0.1: `report` shows it, a new --tag goes on")
-        self.db = connect(self.path, readonly)
-        self.waiting: dict[str, bytes] = {}  # texts that go in with the next event
-        if not readonly:
-            self.db.execute("PRAGMA journal_mode=WAL")
-            self.db.execute("PRAGMA synchronous=FULL")
-            self.db.executescript(SCHEMA)
-            if self.db.execute("SELECT version FROM schema").fetchone() is None:
-                self.db.execute("INSERT INTO schema VALUES (?)", (VERSION,))
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            raise damaged(self.path, str(error)) from None
+        except Failure:
+            self.close()
+            raise
+
+    def open(self) -> None:
+        execute(self.db, f"PRAGMA journal_mode={journal_mode(self.path.parent)}")
+        execute(self.db, "PRAGMA synchronous=FULL")
+        for statement in SCHEMA.split(";"):
+            execute(self.db, statement)
+        if execute(self.db, "SELECT version FROM schema").fetchone() is None:
+            execute(self.db, "INSERT INTO schema VALUES (?)", (VERSION,))
+        self.reserve.make()
 
     def close(self) -> None:
         if hasattr(self, "db"):
             if self.lock:  # whoever copies the file has all of it; readers may hold the last pages back
-                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                with contextlib.suppress(sqlite3.Error):
+                    self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self.db.close()
         if self.lock:
+            self.reserve.free()
             self.lock.release()
 
     def put(self, text: str) -> str:
@@ -104,29 +120,49 @@ class Ledger:
         if (waiting := self.waiting.get(key)) is None:
             row = self.db.execute("SELECT text FROM texts WHERE hash = ?", (key,)).fetchone()
             if row is None:
-                raise Failure(f"{self.path} is damaged: the text {key} is missing; restore it from a backup")
+                raise damaged(self.path, f"the text {key} is missing")
             waiting = row[0]
         return zlib.decompress(waiting).decode("utf-8", "surrogatepass")
 
     def append(self, event: Event) -> None:
-        """The event and the texts put before it, all or none; durable on return."""
-        self.db.execute("BEGIN IMMEDIATE")
+        """The event and the texts put before it, all or none; durable on return. Waits as long as another process
+        holds the journal. Raises MachineFault where the disk is full, and what was set aside for that is used up."""
+        try:
+            try:
+                self.write(event)
+            except sqlite3.Error as error:
+                if not is_full(error, self.path.parent) or not self.reserve.free():
+                    raise
+                self.write(event)
+        except sqlite3.Error as error:
+            if is_full(error, self.path.parent):
+                raise disk_full(self.path.parent) from None
+            raise
+        self.waiting.clear()
+
+    def write(self, event: Event) -> None:
+        execute(self.db, "BEGIN IMMEDIATE")
         try:
             self.db.executemany("INSERT OR IGNORE INTO texts VALUES (?, ?)", self.waiting.items())
             row = VERSION, type(event).__name__, encode(event)
             self.db.execute("INSERT INTO journal (version, kind, event) VALUES (?, ?, ?)", row)
-            self.db.execute("COMMIT")
+            execute(self.db, "COMMIT")
         except BaseException:
-            self.db.execute("ROLLBACK")
+            if self.db.in_transaction:  # a full disk may have rolled it back already
+                self.db.execute("ROLLBACK")
             raise
-        self.waiting.clear()
 
     def events(self, after: int = 0) -> Iterator[tuple[int, Event]]:
         """The journal from its beginning, or from behind a number; oldest first, each with its number."""
-        rows = self.db.execute(
-            "SELECT number, version, kind, event FROM journal WHERE number > ? ORDER BY number", (after,)
-        )
-        return ((number, decode(version, kind, event)) for number, version, kind, event in rows.fetchall())
+        wanted = "SELECT number, version, kind, event FROM journal WHERE number > ? ORDER BY number"
+        rows = execute(self.db, wanted, (after,)).fetchall()
+        return ((number, self.decoded(number, *row)) for number, *row in rows)
+
+    def decoded(self, number: int, version: int, kind: str, text: str) -> Event:
+        try:
+            return decode(version, kind, text)
+        except (ValueError, KeyError) as error:
+            raise damaged(self.path, f"event {number}: {str(error).partition(chr(10))[0]}") from None
 
     def night(self) -> Night:
         """The sum of all events."""
@@ -138,16 +174,71 @@ class Ledger:
 
 def connect(path: Path, readonly: bool) -> sqlite3.Connection:
     if readonly:
-        return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-    return sqlite3.connect(path, isolation_level=None)
+        uri = f"{path.absolute().as_uri()}?mode=ro"
+        return sqlite3.connect(uri, uri=True, check_same_thread=False, timeout=PATIENCE)
+    return sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
+
+
+def execute(db: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+    """As db.execute; where another process holds the file, however long, it only waits."""
+    while True:
+        try:
+            return db.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in BUSY:
+                raise
+            time.sleep(0.01)
+
+
+def lock(home: Path) -> FileLock:
+    """The right to write this night, until this process ends. Raises Failure where another one has it."""
+    held = FileLock(home / "lock")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise Failure(f"{home.name} is already being worked on by another loop: choose another --tag") from None
+    except (OSError, NotImplementedError) as error:
+        raise Failure(
+            f"files can't be locked in {home} ({error}): clone the repository onto a local disk, and start there"
+        ) from None
+    return held
 
 
 def is_old(path: Path) -> bool:
     """Whether this is the ledger of a night of version 0.1 (tables in place of a journal)."""
     if not path.exists():
         return False
-    db = connect(path, readonly=True)
+    with contextlib.closing(connect(path, readonly=True)) as db:
+        return execute(db, "SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone() is not None
+
+
+def damage(path: Path) -> str:
+    """What is wrong with this ledger, by SQLite's own check; "" where it is whole."""
+    if not path.exists():
+        return "it is missing"
     try:
-        return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone() is not None
-    finally:
-        db.close()
+        with contextlib.closing(connect(path, readonly=True)) as db:
+            if (said := execute(db, "PRAGMA quick_check(1)").fetchone()[0]) != "ok":
+                return said.replace("\n", " ")
+            if is_old(path):
+                return ""
+            empty = execute(db, "SELECT 1 FROM journal LIMIT 1").fetchone() is None
+    except sqlite3.DatabaseError as error:
+        return "it is empty" if path.stat().st_size == 0 else str(error)
+    return "it is empty" if empty else ""
+
+
+def copy(path: Path, to: Path) -> None:
+    """A whole copy of a ledger, also while it is written; put in place by a rename."""
+    to.parent.mkdir(parents=True, exist_ok=True)
+    aside = to.with_name(f"{to.name}.part")
+    aside.unlink(missing_ok=True)
+    with contextlib.closing(connect(path, readonly=True)) as source, contextlib.closing(sqlite3.connect(aside)) as db:
+        source.backup(db)
+    os.replace(aside, to)
+
+
+def damaged(path: Path, why: str) -> Failure:
+    return Failure(
+        f"{path} is damaged ({why}): put a copy of it back, or move {path.parent} away and choose another --tag"
+    )

@@ -61,7 +61,7 @@ class Loop:
         """Record what has arrived. What is no news (a second copy, an answer nobody waits for) is dropped."""
         for event in events:
             if self.night.awaits(event):
-                self.record(self.actions.stow(event))
+                self.record(self.actions.stow(event, self.night))
             self.inbox.done(event)
 
     def steer(self) -> None:

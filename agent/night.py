@@ -73,7 +73,7 @@ class Night(Standing):
         return replace(
             night, rules=event.rules, program=event.program, program_text="", stoppers=event.stoppers,
             device=event.device, sandbox=event.sandbox, proposer=event.proposer, started=event.at,
-            contract=contract, data=night.data or event.data, starts=night.starts + 1,
+            contract=contract, data=night.data or event.data, inputs=event.inputs, starts=night.starts + 1,
             hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,
             other_cards=night.other_cards or bool(night.kept) and night.cards != event.cards,
             ended=None, stopping=False, blocked="", unblock="", finishing="", paused=None, fallback=event.fallback,

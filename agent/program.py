@@ -216,8 +216,8 @@ class Program(Part):
 
     def incomparable(self, other: Program) -> str | None:
         """The first field in which the two can't be compared any more; None when a night may go on."""
-        fixed = ("metric", "edit", "protect", "run", "evaluate", "budget", "device", "data", "holdout", "python")
-        for field in fixed:
+        commands = ("prepare", "run", "evaluate", "test", "python")
+        for field in ("metric", "edit", "protect", *commands, "budget", "device", "data", "holdout"):
             mine, theirs = (p.model_dump(include={field}, exclude={"metric": {"target"}}) for p in (self, other))
             if mine != theirs:
                 return field

@@ -129,6 +129,8 @@ class Surroundings(Record):
     """What a trial can do in it that it can't in bubblewrap."""
     data: str = ""
     """Hash of the prepared data, as `prepare` says it."""
+    inputs: str = ""
+    """Hash of the text that lists the files of data and held-out data (agent/run/inputs.py)."""
     hardware: str = ""
     """`cpu`, or `cuda` and the GPU's name."""
     cards: str = ""

@@ -136,6 +136,8 @@ class Standing:
     sandbox: str = ""
     proposer: str = ""
     data: str = ""
+    inputs: Hash = ""
+    """Lists the files of the data as this process found them at its start."""
     hardware: str = ""
     weaker: str = ""
     cards: str = ""

@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import re
 import stat
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import git
 from git.objects import Blob
 
 from agent.errors import EditError, Failure
+from agent.refs import Refs
+from agent.run.leftovers import temporary
+from agent.storage import disk_full
 
 IDENTITY = {"NAME": "overnight", "EMAIL": "overnight@localhost"}
 HARDENING = {
@@ -111,17 +113,16 @@ class Workspace:
         self.tag = tag
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", tag) or tag.endswith((".lock", ".")) or ".." in tag:
             raise Failure(f"{tag!r} can't name a branch: use letters, digits, dots and dashes in --tag")
-        self.branch = f"refs/heads/research/{tag}"
+        self.refs = Refs(self._git, Path(self.repo.common_dir), tag)
+        self.branch = self.refs.branch
         self.home = self.root / ".research" / tag
-        checked_out = {line[7:] for line in self._git("worktree", "list", "--porcelain").splitlines()}
-        if self.branch in checked_out:
-            raise Failure(f"research/{tag} is checked out, and the loop moves it: check out another branch first")
 
     def prepare_home(self) -> None:
         """Make .research/, which ignores itself, so that `git status` stays as the person left it."""
         self.home.parent.mkdir(mode=0o700, exist_ok=True)  # prompts and logs are nobody else's
         self.home.mkdir(exist_ok=True)
-        (self.home.parent / ".gitignore").write_text("*\n")
+        if not (ignore := self.home.parent / ".gitignore").exists():  # a full disk must not stand in the way
+            ignore.write_text("*\n")
 
     @property
     def head(self) -> str:
@@ -185,14 +186,14 @@ class Workspace:
 
         Raises EditError where a path is not a plain file of the parent (a symlink, say).
         """
-        with tempfile.TemporaryDirectory(dir=self.home) as scratch:
-            index = {"GIT_INDEX_FILE": str(Path(scratch, "index"))}
+        with temporary(self.home) as scratch:
+            index = {"GIT_INDEX_FILE": str(scratch / "index")}
             self._git("read-tree", parent, env=index)
             for path, text in files.items():
                 blob = self._blob(parent, path)
                 if blob is None:
                     raise EditError(f"{path} is not a plain file of the repository, so it can't be edited")
-                content = Path(scratch, "content")
+                content = scratch / "content"
                 content.write_bytes(text.encode("utf-8"))
                 sha = self._git("hash-object", "-w", "--no-filters", str(content))
                 self._git("update-index", "--cacheinfo", f"{blob.mode:o},{sha},{self.prefix}{path}", env=index)
@@ -202,18 +203,17 @@ class Workspace:
     def commit_tree(self, tree: str, parent: str, message: str, when: float) -> str:
         """A commit with this tree (or a commit's tree) and parent, dated so that it can be made again."""
         date = f"@{int(when)} +0000"
-        with tempfile.NamedTemporaryFile(dir=self.home) as file:
-            file.write(message.encode("utf-8"))
-            file.flush()
+        with temporary(self.home) as scratch:
+            (file := scratch / "message").write_bytes(message.encode("utf-8"))
             return self._git(
-                *("commit-tree", f"{tree}^{{tree}}", "-p", parent, "-F", file.name),
+                *("commit-tree", f"{tree}^{{tree}}", "-p", parent, "-F", str(file)),
                 env={"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date},
             )
 
     def merge(self, ours: str, base: str, theirs: str) -> str | None:
         """Git's three-way merge of one text; None where it conflicts."""
-        with tempfile.TemporaryDirectory() as scratch:
-            paths = [Path(scratch, name) for name in ("ours", "base", "theirs")]
+        with temporary() as scratch:
+            paths = [scratch / name for name in ("ours", "base", "theirs")]
             for path, text in zip(paths, (ours, base, theirs), strict=True):
                 path.write_bytes(text.encode())
             command = ["git", "merge-file", "-p", *map(str, paths)]
@@ -221,46 +221,36 @@ class Workspace:
             status, merged, _ = self.repo.git.execute(command, **options)  # type: ignore[arg-type,misc]
         return str(merged) if status == 0 else None
 
-    def pins(self) -> dict[int, str]:
-        """Experiment -> its pinned commit."""
-        form = "--format=%(refname:lstrip=3) %(objectname)"
-        lines = self._git("for-each-ref", form, f"refs/experiments/{self.tag}").splitlines()
-        pairs = [line.split() for line in lines]
-        return {int(name): commit for name, commit in pairs if name.isdigit()}
+    def missing(self, commits: Collection[str]) -> set[str]:
+        """Those of the commits that the repository does not hold any more."""
+        with temporary(self.home) as scratch:
+            (asked := scratch / "commits").write_text("".join(f"{commit}\n" for commit in commits))
+            with asked.open("rb") as lines:
+                told = self._git("cat-file", "--batch-check", istream=lines).splitlines()
+        return {line.partition(" ")[0] for line in told if line.endswith(" missing")}
 
-    def pin(self, number: int, commit: str) -> None:
-        """Keep an experiment's commit for ever, whatever was decided about it."""
-        self._git("update-ref", f"refs/experiments/{self.tag}/{number}", commit)
+    def claim(self, known: Collection[str], restored: bool = False) -> None:
+        self.refs.claim(known, restored)
+
+    def pins(self) -> dict[int, str]:
+        return self.refs.pins()
+
+    def pin(self, number: int, commit: str, ours: Collection[str] = ()) -> None:
+        self.refs.pin(number, commit, ours)
 
     def pin_older(self, number: int, commit: str) -> None:
-        """Keep a commit that its experiment was measured on before it was put onto a newer incumbent."""
-        self._git("update-ref", f"refs/experiments/{self.tag}/{number}-{commit[:12]}", commit)
+        self.refs.pin_older(number, commit)
 
-    def advance(self, commit: str, ours: Sequence[str] = ()) -> str:
-        """Move research/<tag> to a kept commit. A tip that is not one of `ours` was made by somebody else: it is
-        saved under a ref of its own, and told. Raises Failure where git can't hold such a branch."""
-        found = self._git("for-each-ref", "--format=%(objectname)", self.branch)
-        if found == commit:
-            return ""
-        said = ""
-        try:
-            if found and found not in ours:
-                saved = f"refs/experiments/{self.tag}/saved-{found[:12]}"
-                self._git("update-ref", saved, found)
-                said = f"research/{self.tag} was moved to {found[:12]} by somebody else: that is saved as {saved}"
-            self._git("update-ref", self.branch, commit, found or "0" * len(commit))
-        except git.GitCommandError as error:
-            raise Failure(f"git can't move research/{self.tag}: {str(error.stderr).strip()}") from None
-        return said
+    def advance(self, commit: str, ours: Collection[str] = ()) -> str:
+        return self.refs.advance(commit, ours)
 
     def clear_stale_locks(self) -> None:
-        """Remove what a killed git left beside the refs that only this night writes."""
-        common = Path(self.repo.common_dir)
-        for lock in [
-            common / f"{self.branch}.lock",
-            *(common / f"refs/experiments/{self.tag}").glob("*.lock"),
-        ]:
-            lock.unlink(missing_ok=True)
+        self.refs.clear_stale_locks()
 
     def _git(self, *arguments: str, **options: object) -> str:
-        return str(self.repo.git.execute(["git", *arguments], **options))  # type: ignore[arg-type]
+        try:
+            return str(self.repo.git.execute(["git", *arguments], **options))  # type: ignore[arg-type]
+        except git.GitCommandError as error:
+            if any(said in str(error.stderr) for said in ("No space left on device", "Disk quota exceeded")):
+                raise disk_full(self.root) from None
+            raise

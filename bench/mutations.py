@@ -24,7 +24,7 @@ def reply_used_before_it_is_recorded():
     def hear(self: Loop, events) -> None:
         for event in events:
             if self.night.awaits(event):
-                event = self.actions.stow(event).model_copy(update={"at": self.clock.now()})
+                event = self.actions.stow(event, self.night).model_copy(update={"at": self.clock.now()})
                 self.night = self.night.after(event)
                 while isinstance(event, ev.Replied) and (action := policy.next_action(self.night, self.capacity)):
                     self.record(self.actions.prepare(action, self.night))
@@ -140,7 +140,7 @@ def request_lost_before_it_is_appended():
         for event in events:
             self.inbox.done(event)
             if self.night.awaits(event):
-                self.record(self.actions.stow(event))
+                self.record(self.actions.stow(event, self.night))
 
     return patch.object(Loop, "hear", hear)
 

@@ -11,7 +11,7 @@ import heapq
 import json
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent import events as ev
@@ -178,22 +178,26 @@ class SimRepository:
     def pins(self) -> dict[int, str]:
         return {int(name[4:]): commit for name, commit in self.world.refs.items() if name.startswith("pin-")}
 
-    def pin(self, number: int, commit: str) -> None:
+    def missing(self, commits: Collection[str]) -> set[str]:
+        assert "" not in commits
+        return set(commits) - set(self.world.commits)
+
+    def pin(self, number: int, commit: str, ours: Collection[str] = ()) -> None:
         self._set(f"pin-{number}", commit)
 
     def pin_older(self, number: int, commit: str) -> None:
         self._set(f"older-{number}-{commit}", commit)
 
-    def advance(self, commit: str, ours: Sequence[str] = ()) -> str:
+    def advance(self, commit: str, ours: Collection[str] = ()) -> str:
         if self.world.inspector:
             self.world.inspector.advanced(commit)
         found = self.world.refs.get("branch", "")
-        said = ""
         if found and found != commit and found not in ours:
-            self.world.refs[f"saved-{found}"] = found
-            said = f"the branch was moved to {found} by somebody else: that is saved"
+            before = self.world.refs.get("second", "")
+            self._set("second", commit)
+            return "" if before else f"the branch was moved to {found} by somebody else, and stays"
         self._set("branch", commit)
-        return said
+        return ""
 
     def _set(self, name: str, commit: str) -> None:
         assert commit in self.world.commits

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,3 +182,35 @@ def test_a_merge_is_exact_to_the_last_byte_or_is_refused(tmp_path: Path):
         "a = 2\n\n\n\nb = 2\r\n"
     )
     assert workspace.merge("a = 2\n", "a = 1\n", "a = 3\n") is None
+
+
+def test_an_audit_that_is_interrupted_goes_on_with_what_it_has_measured(make):
+    night = make(RATE)
+    program = PROGRAM.model_copy(update={"test": "python prepare.py"})
+    heard: list[str] = []
+
+    def interrupt(text: str) -> None:
+        heard.append(text)
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(night.experiments, night.workspace, night.executor, program, 3, False, False, interrupt)
+    report = night.audit(program, pairs=3)
+    assert report.rounds == 3 and report.gain.effect == pytest.approx(0.12, abs=0.02) and report.test
+    assert sum("measured before" in text for text in night.said) == 3
+    night.said.clear()
+    night.audit(program, pairs=2)
+    assert not any("measured before" in text for text in night.said)  # the next one draws fresh seeds
+
+
+def test_an_audit_of_many_trials_needs_few_open_files(make):
+    """Fewer than two for each trial."""
+    night = make(RATE)
+    had = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 30, had[1]))
+    try:
+        assert night.audit(pairs=8).rounds == 8
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, had)

@@ -145,17 +145,20 @@ def test_refs_are_set_again_without_a_change(world: Setting):
     repository = world.repository
     commit = repository.commit_files(world.base, {FILE: "A = 1\n"}, "message", 1e9)
     for _ in range(2):
-        repository.pin(3, commit)
+        repository.pin(3, commit, ())
         assert repository.advance(commit, [world.base]) == ""
     assert repository.pins() == {3: commit} and world.branch() == commit
 
 
-def test_a_tip_that_somebody_else_made_is_saved_and_told(world: Setting):
+def test_a_tip_that_somebody_else_made_stays_and_is_told_once(world: Setting):
     repository = world.repository
     commit = repository.commit_files(world.base, {FILE: "A = 1\n"}, "message", 1e9)
     theirs = world.move_branch()
     assert theirs[:12] in repository.advance(commit, [world.base])
-    assert world.branch() == commit
+    assert world.branch() == theirs
+    later = repository.commit_files(commit, {FILE: "A = 2\n"}, "message", 1e9)
+    assert repository.advance(later, [world.base, commit]) == ""
+    assert world.branch() == theirs
 
 
 @pytest.mark.parametrize(

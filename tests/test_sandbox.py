@@ -350,7 +350,7 @@ def test_the_probe_breaks_out_where_there_is_no_sandbox(tmp_path: Path, reposito
     home = repository / ".research" / "x"
     found = "\n".join(probe(Unsandboxed(), home, repository, holdout=[heldout], protected=["prepare.py"]))
     for what in (
-        f"read {Path.home()}/.probe-",
+        f"list {Path.home()}",
         f"write {repository}/prepare.py",
         f"create files in {repository}/.git",
         f"list {heldout}",

@@ -116,7 +116,7 @@ def test_a_tag_that_is_no_name_is_refused(repository: Path, tag: str):
 def test_a_checked_out_research_branch_is_refused(repository: Path):
     git(repository, "checkout", "--quiet", "-b", "research/night")
     with pytest.raises(Failure, match="check out another branch"):
-        Workspace(repository, "night")
+        Workspace(repository, "night").claim({git(repository, "rev-parse", "HEAD")})
 
 
 def test_no_repository_and_no_commit_say_what_to_do(tmp_path: Path):

@@ -5,6 +5,7 @@ One file for each group of commands; they read flags and turn failures into one 
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import sys
@@ -16,7 +17,7 @@ from typer.exceptions import TyperException
 
 from agent.cli import check, night, service, show
 from agent.cli.output import survive
-from agent.errors import Failure
+from agent.errors import Failure, MachineFault
 
 HELP = (__doc__ or "").partition("\n")[0]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
@@ -26,13 +27,18 @@ for group in (night, show, check, service):
 
 
 def guarded(command: typer.Typer, name: str) -> None:
-    """Run a command line. A mistake of the person (a wrong flag too), or a machine that is full or broken, becomes one
-    line on stderr and exit code 2."""
+    """Run a command line. A mistake of the person (a wrong flag too) becomes one line on stderr and exit code 2, and a
+    machine that is full or broken one with exit code 3: the same command goes on."""
     survive()
     try:
         code = command(standalone_mode=False, prog_name=name)
-    except (Failure, OSError, sqlite3.OperationalError) as failure:
+    except Failure as failure:
         fail(str(failure))
+    except MachineFault as fault:
+        fail(str(fault), 3)
+    except (OSError, sqlite3.OperationalError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fail(f"the disk is full ({error}): make room, and the same command goes on" if full else str(error), 3)
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except TyperException as mistake:
@@ -43,9 +49,9 @@ def guarded(command: typer.Typer, name: str) -> None:
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def fail(text: str) -> None:
+def fail(text: str, code: int = 2) -> None:
     print(f"error: {text}", file=sys.stderr)
-    raise SystemExit(2) from None
+    raise SystemExit(code) from None
 
 
 def loop() -> None:

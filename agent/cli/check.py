@@ -30,7 +30,8 @@ def audit(
     try:
         measure_again(experiments, workspace, executor, program, pairs, ablate, prune, say)
     except KeyboardInterrupt:
-        print("error: the audit was interrupted, and nothing of it is kept", file=sys.stderr)
+        said = "the audit was interrupted: what it has measured is kept, and the same command goes on"
+        print(f"error: {said}", file=sys.stderr)
         os._exit(130)  # the trials end with this process
 
 

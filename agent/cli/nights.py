@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Set
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -10,9 +12,9 @@ from agent.errors import Failure
 from agent.ledger import Ledger, is_old
 
 
-def choose_tag(root: Path, tag: str | None, today: str, new: bool) -> str:
-    """Without a `tag`: the newest night that is not finished, or today's date, counted up where there is one already.
-    `new`: another night, whatever became of the others. Raises Failure."""
+def choose_tag(root: Path, tag: str | None, today: str, new: bool, refs: Set[str] = frozenset()) -> str:
+    """Without a `tag`: the newest night that is not finished, or today's date, counted up where there is one already,
+    or a night of that name has left `refs`. `new`: another night, whatever became of the others. Raises Failure."""
     if tag and new and (root / ".research" / tag / "ledger.db").exists():
         raise Failure(f"there is a night called {tag} already: leave --new out, or choose another --tag")
     if tag:
@@ -20,16 +22,19 @@ def choose_tag(root: Path, tag: str | None, today: str, new: bool) -> str:
     home = newest(root)
     if not new and home is not None and not is_finished(home):
         return home.name
-    taken = {path.name for path in nights(root)}
+    taken = {path.name for path in nights(root)} | refs
     names = [today, *(f"{today}-{n}" for n in range(2, 1000))]
     return next(name for name in names if name not in taken)
 
 
 def is_finished(home: Path) -> bool:
     """By its own experiments, target or plateau; a night of an older version is not gone on with."""
-    if is_old(home / "ledger.db"):
-        return True
-    ended = Ledger(home, readonly=True).night().ended
+    try:
+        if is_old(home / "ledger.db"):
+            return True
+        ended = Ledger(home, readonly=True).night().ended
+    except (Failure, sqlite3.DatabaseError):  # it is damaged: to go on with it puts it right, or says what to do
+        return False
     return ended is not None and ended.code == 0
 
 

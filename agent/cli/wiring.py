@@ -5,13 +5,16 @@ The tables here are all that knows of every executor and observer; agent/propose
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from rich.markup import escape
 
 from agent import events as ev
 from agent.actions import Actions
+from agent.backup import bring_back, open_ledger, place, tags_with_refs
 from agent.caller import ThreadCaller
 from agent.cli.nights import choose_tag, newest
 from agent.commands import arguments, is_translated
@@ -30,8 +34,10 @@ from agent.inbox import RealClock, SpoolInbox
 from agent.ledger import Ledger
 from agent.loop import Loop
 from agent.night import Night
+from agent.observers.backup import Backup
 from agent.observers.follow import Follower, Observer
 from agent.observers.notify import Notify, notifier
+from agent.observers.push import Push
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
@@ -43,11 +49,12 @@ from agent.protocols import Executor, Proposer, Request
 from agent.records import Experiment, Stoppers, Surroundings
 from agent.run.environment import find_environment, said
 from agent.run.gpu import device_name, find_device, visible_gpus
+from agent.run.inputs import difference, listing
 from agent.run.local import LocalExecutor
 from agent.run.probe import probe, rooms_fault
-from agent.run.process import reap
+from agent.run.process import START
 from agent.run.sandbox import Sandbox, choose_sandbox
-from agent.workspace import Workspace, project_folder
+from agent.workspace import Workspace, open_repository, project_folder
 
 
 def local(workspace: Workspace, room: Sandbox, program: Program, slots: int) -> Executor:
@@ -93,6 +100,7 @@ class Flags:
     check: bool = True
     """Ask the model's server beforehand whether it is there."""
     slots: int = 1
+    push: str | None = None
     contract: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -106,8 +114,8 @@ class Parts:
     executor: Executor
     console: Console
     ledger: Ledger
-    service: Any = None
-    """Where messages to a person elsewhere go; see observers/notify.py."""
+    observers: Sequence[Observer] = ()
+    """Beside those of the table."""
 
     def close(self) -> None:
         """Leave one whole file behind: the journal's last pages are written into it."""
@@ -120,9 +128,8 @@ class Parts:
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
-        observers = [make(self.home, self.console) for make in OBSERVERS.values()]
-        observers += [Notify(self.home, self.service)] if self.service else []
-        followers = [Follower(self.home, observer) for observer in observers]
+        always = [make(self.home, self.console) for make in OBSERVERS.values()]
+        followers = [Follower(self.home, observer) for observer in (*always, *self.observers)]
         for follower in followers:
             follower.start()
         self.loop.notify = lambda: [follower.news.set() for follower in followers]  # type: ignore[assignment]
@@ -136,9 +143,12 @@ class Parts:
 
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
-    root, service = project_folder(repo), notifier(flags.notify)
-    tag = choose_tag(root, flags.tag, today, flags.new)
+    root, service, opened = project_folder(repo), notifier(flags.notify), open_repository(repo)
+    brought = bring_back(opened, root / ".research")
+    tag = choose_tag(root, flags.tag, today, flags.new, tags_with_refs(opened))
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
+    if not (workspace.home / "ledger.db").exists():
+        workspace.claim(())
     reread = ProgramFile(root, flags.contract)
     program = reread.load()
     device = find_device(program.device)
@@ -154,16 +164,20 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         device=device,
     )
     fallback, say = choose_fallback(flags.fallback, proposer, device), teller(console)
-    before = Ledger(workspace.home, readonly=True).night() if (workspace.home / "ledger.db").exists() else Night()
+    before = so_far(workspace.home)
     templates = Templates(root / "prompts", lambda text: inbox.put(ev.Noted(text=text)))
     first = context.first_request(
         1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
     )
     check_proposers(flags, before, proposer, fallback, first, say)
-    room = choose_sandbox(flags.sandbox, private=(workspace.top,))
     workspace.prepare_home()
-    ledger, clock = Ledger(workspace.home), RealClock()
+    room = choose_sandbox(flags.sandbox, private=(workspace.top,), where=workspace.home)
+    ledger, told = open_ledger(workspace.repo, workspace.home)
+    clock = RealClock()
     inbox, night = SpoolInbox(workspace.home, clock), ledger.night()
+    workspace.claim(commits(night), restored=bool(brought or told))
+    for text in (*brought, *told):
+        say(text)
     if night.starts:
         done = max(0, len(night.order) - 1)
         say(f"going on with night {tag}: {done} experiments are done; --new begins another one")
@@ -181,6 +195,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         ledger.append(ev.Noted(at=clock.now(), text=changed))
     make_sure(room, workspace, program, say)
     data = prepared(program, workspace, night.data)
+    inputs = partial(listing, root, (*program.data, *program.holdout))
+    same_inputs(night, ledger, data, now := inputs())
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
     actions = Actions(
         reread=reread,
@@ -193,18 +209,25 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         device=device,
         emit=inbox.put,
         fallback=fallback,
+        inputs=inputs,
     )
     capacity = Capacity(slots=executor.slots, calls=executor.slots, evaluations=1)
     surroundings = Surroundings(
         sandbox=room.name,
         weaker="; ".join(room.weaker),
         data=data,
+        inputs=ledger.put(json.dumps(now)),
         hardware=device_name(device),
         cards=",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else "",
         fallback=fallback.name if fallback else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    return Parts(workspace.home, loop, inbox, executor, console, ledger, service)
+    observers: list[Observer] = [Backup(workspace.home, place(workspace.repo, workspace.home))]
+    if flags.push:
+        observers.append(Push(workspace.home, root, flags.push, say))
+    if service:
+        observers.append(Notify(workspace.home, service))
+    return Parts(workspace.home, loop, inbox, executor, console, ledger, observers)
 
 
 def check_proposers(
@@ -290,11 +313,15 @@ def reopen(
     home = root / ".research" / tag if tag else newest(root)
     if home is None or not (home / "ledger.db").exists():
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
-    workspace, ledger, say = Workspace(root, home.name), Ledger(home), teller(Console(highlight=False, soft_wrap=True))
+    workspace, say = Workspace(root, home.name), teller(Console(highlight=False, soft_wrap=True))
+    ledger, told = open_ledger(workspace.repo, home)
+    for text in told:
+        say(text)
     night, history = ledger.night(), History(ledger.text)
     if not night.contract:
         raise Failure(f"{home.name} has not begun: there is nothing to measure again")
-    program, room = history.program(night.contract), choose_sandbox(sandbox, private=(workspace.top,))
+    program = history.program(night.contract)
+    room = choose_sandbox(sandbox, private=(workspace.top,), where=home)
     make_sure(room, workspace, program, say)
     prepared(program, workspace, night.data)
     return history.finished(night), workspace, EXECUTORS["local"](workspace, room, program, 1), program, say
@@ -308,7 +335,7 @@ def teller(console: Console) -> Callable[[str], None]:
 
 
 def make_sure(room: Sandbox, workspace: Workspace, program: Program, say: Callable[[str], None]) -> None:
-    """A sandbox that holds, and nothing left over from a loop that was killed. Raises Failure."""
+    """A sandbox that holds. Raises Failure."""
     if room.name == "none":
         say("NO SANDBOX: code that nobody has read runs with all your rights")
     else:
@@ -316,8 +343,6 @@ def make_sure(room: Sandbox, workspace: Workspace, program: Program, say: Callab
         for weakness in room.weaker:
             say(f"  weaker than bubblewrap: a trial can {weakness}")
         must_hold(room, workspace, program)
-    if ended := reap(workspace.home):
-        say(f"ended {ended} processes that a killed loop had left")
 
 
 def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
@@ -352,6 +377,30 @@ def same_hardware(night: Night, device: Device) -> None:
         raise Failure(f"this night was begun on {night.hardware}, but this is {now}: choose a new --tag")
 
 
+def same_inputs(night: Night, ledger: Ledger, data: str, now: Mapping[str, str]) -> None:
+    """The data must be what the trials so far were measured on; where `prepare` says by its hash that it is, that
+    counts. Raises Failure."""
+    if not night.measured or not night.inputs or (data and data == night.data):
+        return
+    if changed := difference(json.loads(ledger.text(night.inputs)), now):
+        raise Failure(changed)
+
+
+def commits(night: Night) -> set[str]:
+    """All that this night has made, or stands on."""
+    found = {c for e in night.experiments.values() for c in (e.parent, e.commit, e.published)}
+    found |= {t.commit for e in night.experiments.values() for t in e.trials}
+    return found - {""}
+
+
+def so_far(home: Path) -> Night:
+    """The night before this process takes it up; an empty one where there is none that can be read."""
+    try:
+        return Ledger(home, readonly=True).night()
+    except (Failure, sqlite3.DatabaseError):  # to open it for writing puts it right, or says what to do
+        return Night()
+
+
 def same_night(night: Night, ledger: Ledger, program: Program) -> None:
     """A night has one contract: trials under another can't be compared. Raises Failure."""
     if night.measured and (changed := program.incomparable(History(ledger.text).program(night.contract))):
@@ -367,9 +416,10 @@ def prepared(program: Program, workspace: Workspace, before: str) -> str:
     python = own.python if own else sys.executable
     path = os.pathsep.join([os.path.dirname(python), os.environ.get("PATH", os.defpath)])
     first, *rest = arguments(program.prepare)
+    command = python if own and first in ("python", "python3") else first
     try:
         ran = subprocess.run(
-            [python if own and first in ("python", "python3") else first, *rest],
+            [sys.executable, "-ISc", START, str(os.getpid()), command, *rest],  # it ends with this one
             cwd=workspace.root,
             env={**os.environ, "PATH": path} | ({own.kind: own.prefix} if own else {}),
             stdout=subprocess.PIPE,

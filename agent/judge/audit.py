@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import queue
-import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from agent import events as ev
 from agent.errors import Failure
 from agent.judge.chain import Kept, link, rebuild
+from agent.judge.measured import Measured, Part
 from agent.judge.noise import t_quantile
 from agent.program import Program
 from agent.protocols import Executor, Job
@@ -25,7 +25,6 @@ from agent.records import Experiment, Record
 from agent.workspace import Workspace
 
 NUMBERS_FROM = 1_000_000  # the arms' trials are numbered as experiments from here, apart from the night's own
-SEEDS_FROM, SEEDS_TO = 10**8, 2**31 - 1  # a night's seeds are below
 MOST_LOST = 0.25  # of the night's gain: what a pruned branch may seem to lose and still be offered
 
 
@@ -93,6 +92,7 @@ class Lab(NamedTuple):
     program: Program
     rounds: int
     say: Callable[[str], None]
+    measured: Measured
 
 
 def audit(
@@ -110,7 +110,14 @@ def audit(
 
     Raises Failure, one line, where nothing was kept, or where the baseline or the final commit does not run.
     """
-    lab = Lab(workspace, executor, program, pairs, say)
+    lab = Lab(workspace, executor, program, pairs, say, Measured(workspace.home))
+    report = whole_audit(lab, experiments, ablate, prune)
+    lab.measured.close()
+    return report
+
+
+def whole_audit(lab: Lab, experiments: Sequence[Experiment], ablate: bool, prune: bool) -> AuditReport:
+    workspace, program, pairs, say = lab.workspace, lab.program, lab.rounds, lab.say
     if pairs < 2:
         raise Failure("an interval needs at least 2 pairs: use --pairs 5, say")
     kept = [e for e in experiments if e.verdict and e.verdict.kept]
@@ -147,43 +154,64 @@ def measure(lab: Lab, arms: Sequence[Arm]) -> tuple[Table, dict[str, Table]]:
     A round in which one of the first two arms failed is left out for all; so is any other arm that failed in
     a round that stays. Raises Failure where fewer than two rounds are left.
     """
-    _, executor, program, rounds, _ = lab
-    seeds = [SEEDS_FROM + secrets.randbelow(SEEDS_TO - SEEDS_FROM) for _ in range(rounds)]
-    names = [arm.name for arm in arms]
-    jobs: list[Job] = []
-    for index, seed in enumerate(seeds):
-        turn = index % len(arms)
-        for place in (*range(turn, len(arms)), *range(turn)):
-            jobs.append(Job(
-                what="train", experiment=NUMBERS_FROM + place, number=index, attempt=1, commit=arms[place].commit,
-                seed=seed, slot=0, program=program,
-            ))  # fmt: skip
-    found: dict[tuple[str, int], float] = {}
-    scored: dict[tuple[str, int], dict[str, float]] = {}
-    untested = ""
+    executor, program, rounds = lab.executor, lab.program, lab.rounds
+    book = lab.measured.part(program, [arm.commit for arm in arms])
+    names, seeds = [arm.name for arm in arms], book.seeds(rounds)
+    tested = names[:2] if program.test else []
+    jobs = [job for job in in_turn(arms, seeds, program) if not is_known(book, names, job, tested)]
+    for arm, number, what in book.found():
+        if what == "train" and number < rounds:
+            lab.say(f"round {number + 1} of {rounds}, {arm}: measured before")
     try:
-        for job, event in worked_off(executor, jobs, tested=names[:2] if program.test else ()):
+        for job, event in worked_off(executor, jobs, tested=tested):
             name = names[job.experiment - NUMBERS_FROM]
             if isinstance(event, ev.Tested):
-                scored[name, job.number] = event.figures
-                untested = untested or event.reason
+                book.add(name, job.number, "test", figures=event.figures, reason=event.reason)
                 continue
-            told = getattr(event, "reason", "")
+            metric, told = None, getattr(event, "reason", "")
             if isinstance(event, ev.Measured):
-                told = event.measurement.reason
-                if event.measurement.metric is not None:
-                    found[name, job.number], told = event.measurement.metric, f"{event.measurement.metric:.6g}"
-            lab.say(f"round {job.number + 1} of {rounds}, {name}: {told}")
-        good = [i for i in range(rounds) if all((name, i) in found for name in names[:2])]
-        if len(good) < 2:
-            raise Failure(f"{names[0]} and {names[1]} both worked on {len(good)} of {rounds} seeds: see the logs")
-        if untested:
-            lab.say(f"no test figures: {untested}")
-        tests = {} if untested else {key: numbers for key, numbers in scored.items() if key[1] in good}
+                metric, told = event.measurement.metric, event.measurement.reason
+            book.add(name, job.number, "train", metric=metric)
+            lab.say(f"round {job.number + 1} of {rounds}, {name}: {told if metric is None else f'{metric:.6g}'}")
     finally:
         for job in jobs:
             executor.forget(job.experiment, job.number)
             executor.discard(job.experiment)
+    return tables(lab, book, names)
+
+
+def in_turn(arms: Sequence[Arm], seeds: Sequence[int], program: Program) -> Iterator[Job]:
+    """Each arm once with each seed, in an order that turns with the round."""
+    for index, seed in enumerate(seeds):
+        turn = index % len(arms)
+        for place in (*range(turn, len(arms)), *range(turn)):
+            yield Job(
+                what="train", experiment=NUMBERS_FROM + place, number=index, attempt=1, commit=arms[place].commit,
+                seed=seed, slot=0, program=program,
+            )  # fmt: skip
+
+
+def is_known(book: Part, names: Sequence[str], job: Job, tested: Sequence[str]) -> bool:
+    """Whether there is nothing left to do; what a trial had saved is gone, so that a missing test needs it again."""
+    found, name = book.found(), names[job.experiment - NUMBERS_FROM]
+    trained = found.get((name, job.number, "train"))
+    needs_test = name in tested and trained is not None and trained["metric"] is not None
+    return trained is not None and (not needs_test or (name, job.number, "test") in found)
+
+
+def tables(lab: Lab, book: Part, names: Sequence[str]) -> tuple[Table, dict[str, Table]]:
+    """What was measured, by arm. Raises Failure."""
+    rounds, told = lab.rounds, book.found()
+    trained = {(arm, n): line["metric"] for (arm, n, what), line in told.items() if what == "train" and n < rounds}
+    found = {key: metric for key, metric in trained.items() if metric is not None}
+    scored = {(arm, n): line for (arm, n, what), line in told.items() if what == "test" and n < rounds}
+    good = [i for i in range(rounds) if all((name, i) in found for name in names[:2])]
+    if len(good) < 2:
+        raise Failure(f"{names[0]} and {names[1]} both worked on {len(good)} of {rounds} seeds: see the logs")
+    untested = next((line["reason"] for line in scored.values() if line["reason"]), "")
+    if untested:
+        lab.say(f"no test figures: {untested}")
+    tests = {} if untested else {key: line["figures"] for key, line in scored.items() if key[1] in good}
     whole = [name for name in names if all((name, i) in found for i in good)]
     table = {name: [found[name, i] for i in good] for name in whole}
     shared = set.intersection(*(set(numbers) for numbers in tests.values())) if tests else ()
@@ -206,7 +234,7 @@ def worked_off(executor: Executor, jobs: Iterable[Job], tested: Sequence[str]) -
         job = running.pop((test, event.experiment, event.attempt if test else event.number))  # type: ignore
         free.append(job.slot)
         if isinstance(event, ev.TrialCancelled):
-            raise Failure("the audit was interrupted; nothing was changed, so start it again")
+            raise Failure("the audit was interrupted; what it has measured is kept, and the same command goes on")
         worked = isinstance(event, ev.Measured) and event.measurement.metric is not None
         if worked and job.experiment - NUMBERS_FROM < len(tested):
             waiting.appendleft(job.model_copy(update={"what": "test", "attempt": job.number}))
@@ -249,9 +277,7 @@ def _prune(lab: Lab, report: AuditReport, chain: Sequence[Kept]) -> AuditReport:
     if gain.interval[1] < 0 or gain.effect < -MOST_LOST * max(0.0, report.gain.effect):
         lab.say(f"no branch: without {names} the final state seems to lose; its effect is {gain}")
         return report
-    branch = Workspace(lab.workspace.root, f"{lab.workspace.tag}-pruned")
-    branch.advance(tip)
-    name = branch.branch.removeprefix("refs/heads/")
+    name = lab.workspace.refs.new_branch(f"{lab.workspace.tag}-pruned", tip)
     lab.say(f"{name} is the chain without {names}; its effect against the final state is {gain}")
     return report.model_copy(update={"pruned": name})
 

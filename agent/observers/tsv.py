@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 from collections.abc import Sequence
@@ -46,8 +47,10 @@ class Results:
             self.write(night, history)
 
     def write(self, night: Night, history: History) -> None:
+        """On a full disk the table stays as it was until the next experiment is over."""
         experiments = sorted(history.finished(night), key=lambda e: e.number)
-        write_results(self.path, experiments, history.program(night.program))
+        with contextlib.suppress(OSError):
+            write_results(self.path, experiments, history.program(night.program))
 
     def tick(self) -> None: ...
     def close(self) -> None: ...

@@ -25,7 +25,6 @@ from agent.run import syscalls  # noqa: E402
 PAGE = resource.getpagesize()
 POLL_SECONDS = 0.05
 OVER_LIMIT = 77  # exit status of a trial that was ended here; the reason is its last line on stderr
-USERS = range(64100, 65000)  # user ids for rooms without namespaces, below the 65,536 that most containers map
 
 
 def processes() -> dict[int, tuple[int, int]]:
@@ -111,7 +110,8 @@ def own_user(limits: dict) -> tuple[int, socket.socket] | None:
     if limits["own"] is None:
         return None
     user, held = free_user()
-    clear_shared_memory(user)  # of a room whose guard was killed
+    kill_all_of(user)  # of a room whose guard was killed
+    clear_shared_memory(user)
     for folder in limits["own"]:
         for path, _, names in os.walk(folder):
             for name in ["", *names]:
@@ -120,8 +120,8 @@ def own_user(limits: dict) -> tuple[int, socket.socket] | None:
 
 
 def free_user() -> tuple[int, socket.socket]:
-    """The first of USERS that has no account and no room; a name in the kernel, gone with this process, says so."""
-    for user in USERS:
+    """The first of these that has no account and no room; a name in the kernel, gone with this process, says so."""
+    for user in syscalls.USERS:
         try:
             pwd.getpwuid(user)
         except KeyError:
@@ -130,7 +130,7 @@ def free_user() -> tuple[int, socket.socket]:
                 held.bind(f"\0overnight-user-{user}")
                 return user, held
             held.close()
-    raise OSError(f"all user ids from {USERS.start} to {USERS.stop} are taken")
+    raise OSError(f"all user ids from {syscalls.USERS.start} to {syscalls.USERS.stop} are taken")
 
 
 def ask_to_end(child: int, layers: int) -> None:

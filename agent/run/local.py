@@ -22,10 +22,11 @@ from agent.protocols import Emit, Job
 from agent.records import Measurement
 from agent.run.cache import CompileCache
 from agent.run.gpu import visible_gpus
+from agent.run.leftovers import remove
 from agent.run.sandbox import Sandbox, describe
 from agent.run.syscalls import PARENT
 from agent.run.task import Card, Interpreter, Metric, Task
-from agent.run.trial import remove
+from agent.storage import disk_full, is_full
 
 PACKAGE = Path(__file__).parents[2]
 LONGEST_LINE = 16 << 20  # bytes of a worker's answer
@@ -106,7 +107,9 @@ class LocalExecutor:
         try:
             event = self._event(job, *self._run(job))
         except Exception as error:  # whatever this raises is an event: it must not end the night
-            event = self._broken(job, f"{type(error).__name__}: {error}")
+            full = isinstance(error, OSError) and is_full(error, self.home)
+            told = str(disk_full(self.home)) if full else f"{type(error).__name__}: {error}"
+            event = self._fault(job, told) if full else self._broken(job, told)
         live.clear(self.home, job.slot)
         with self._lock:
             del self._workers[job.experiment, job.number]
@@ -165,6 +168,12 @@ class LocalExecutor:
         if measurement.curve:
             self._speaks.add(job.program.run)
         return ev.Measured(**key, number=job.number, measurement=measurement)
+
+    def _fault(self, job: Job, reason: str) -> ev.Event:
+        if job.what == "test":
+            return ev.Tested(experiment=job.experiment, attempt=job.attempt, reason=reason)
+        known = {"experiment": job.experiment, "number": job.number, "attempt": job.attempt}
+        return ev.MachineFault(**known, reason=reason, slot_lost=True)
 
     def _broken(self, job: Job, reason: str, told: str = "") -> ev.Event:
         if job.what == "test":

@@ -1,8 +1,9 @@
 """The self-probe: before the first trial, try to break out of the very rooms that trials will run in, and run a kernel
 on the device in them.
 
-Everything it tries to reach is real and planted by the probe itself (a file with a secret, a process, a
-listener), so that a sandbox which does nothing fails every check; tests/test_sandbox.py shows that.
+Everything it tries to reach is real (the person's home), or planted by the probe itself (a file with a secret, a
+process, a listener), so that a sandbox which does nothing fails every check; tests/test_sandbox.py shows that. It
+writes in the night's folder and in one for temporary files, and leaves nothing anywhere else.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from agent.run.leftovers import temporary
 from agent.run.sandbox import Room, Sandbox
 
 KERNEL = Path(__file__).with_name("kernel_probe.py")
@@ -31,7 +32,7 @@ DAEMON_SECONDS = 5.0  # how long the probe's stray process lives where nothing e
 
 # Runs in the room. Prints a JSON list of what it managed to do.
 SCRIPT = r"""
-import fcntl, glob, json, os, socket, sys, time
+import errno, fcntl, glob, json, os, socket, sys, time
 plan = json.loads(sys.argv[1]); done = []
 def attempt(what):
     def run(function):
@@ -52,8 +53,20 @@ for path in plan["read"]:
     attempt("read " + path)(lambda: readable(path))
 for path in plan["write"]:
     attempt("write " + path)(lambda: os.close(os.open(path, os.O_WRONLY)) is None)
-for path in plan["create"]:  # the room may have an empty folder of that name: the host's one is looked at
-    attempt("")(lambda: os.close(os.open(path + "/" + plan["mark"], os.O_WRONLY | os.O_CREAT)))
+def makes_a_file(path, device, inode):
+    # in the host's own folder, not in an empty one of that name; a file without a name, or one that goes at once
+    found = os.stat(path)
+    if (found.st_dev, found.st_ino) != (device, inode): return False
+    try: os.close(os.open(path, os.O_TMPFILE | os.O_WRONLY))
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR): raise
+        os.close(os.open(path + "/" + plan["mark"], os.O_WRONLY | os.O_CREAT)); os.unlink(path + "/" + plan["mark"])
+    return True
+for path, device, inode in plan["create"]:
+    attempt("create files in " + path)(lambda: makes_a_file(path, device, inode))
+for path, device, inode in plan["folders"]:
+    attempt("list " + path)(lambda: (os.stat(path).st_dev, os.stat(path).st_ino) == (device, inode)
+                                    and os.listdir(path) is not None)
 for path in plan["list"]:
     attempt("list " + path)(lambda: bool(os.listdir(path)))
 attempt("read a key in the environment")(lambda: plan["secret"] in os.environ.values())
@@ -120,7 +133,7 @@ def probe(
         done = _attempt(sandbox, training, plan)
         if _outlived(folder / "output" / "alive"):
             done.append("leave a process behind that outlives the trial")
-        plan |= {"outlive": "", "create": [*plan["create"], str(training.output)]}
+        plan |= {"outlive": "", "create": [*plan["create"], identity(training.output)]}
         model = dataclasses.replace(training, kind="model", data=())
         done += [f"as the model in an evaluation: {what}" for what in _attempt(sandbox, model, plan)]
     return done
@@ -133,12 +146,12 @@ def device_fault(sandbox: Sandbox, room: Room, device: str) -> str | None:
 
 def rooms_fault(sandbox: Sandbox, home: Path, device: str, slot: int | None, env: Mapping[str, str]) -> str | None:
     """The same in every kind of room at once, as training, an evaluation and its models may run side by side."""
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=home) as name:
+    with temporary(home) as folder:
         for part in ("work", "output", "training", "evaluation", "model"):
-            Path(name, part).mkdir()
+            (folder / part).mkdir()
         kinds: tuple[Literal["training", "evaluation", "model"], ...] = ("training", "evaluation", "model")
         rooms = [
-            Room(kind, Path(name, "work"), Path(name, "output"), Path(name, kind), slot=slot, env=env) for kind in kinds
+            Room(kind, folder / "work", folder / "output", folder / kind, slot=slot, env=env) for kind in kinds
         ]
         return _kernel_results([_kernel(sandbox, room, device) for room in rooms], device)
 
@@ -185,9 +198,13 @@ def _attempt(sandbox: Sandbox, room: Room, plan: Mapping) -> list[str]:
     except (IndexError, json.JSONDecodeError):
         said = (ran.stderr.strip().splitlines() or ["nothing"])[-1]
         return [f"keep the probe from running (exit code {ran.returncode}: {said})"]
-    made = [path for path in plan["create"] if (Path(path) / plan["mark"]).exists()]
-    done = [*done, *(f"create files in {path}" for path in made)]
     return [what for what in done if not any(what == known for known in sandbox.known)]
+
+
+def identity(folder: Path) -> tuple[str, int, int]:
+    """By which a folder is told from an empty one of the same name."""
+    found = folder.stat()
+    return str(folder), found.st_dev, found.st_ino
 
 
 def _outlived(lock: Path) -> bool:
@@ -207,18 +224,15 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
     """Everything that a room must keep out of reach, alive for as long as the probe runs."""
     mark, secret, shadow = f"probe-{secrets.token_hex(6)}", secrets.token_hex(16), secrets.token_hex(16)
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-", dir=home)))
-        elsewhere = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="probe-")))
+        folder, elsewhere = stack.enter_context(temporary(home)), stack.enter_context(temporary())
         for name in ("work", "output", "scratch", "data/heldout"):
             (folder / name).mkdir(parents=True)
         places = [
-            Path.home() / f".{mark}",
             folder / "ledger",
             folder / "data/heldout/val",
             elsewhere / "secret",
         ]
         for place in places:
-            stack.callback(place.unlink, missing_ok=True)
             place.write_text(secret)
         tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.bind(("127.0.0.1", 0))
@@ -233,9 +247,8 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
         stack.callback(host.wait)
         stack.callback(host.kill)
         git = repository / ".git"
-        create = [str(path) for path in (git if git.is_dir() else home, home, Path.home(), folder / "work")]
-        for path in create:
-            stack.callback((Path(path) / mark).unlink, missing_ok=True)
+        person = [identity(path) for path in [Path.home()] if path.is_dir()]
+        create = [identity(path) for path in (git if git.is_dir() else home, home, folder / "work")]
         yield (
             folder,
             {
@@ -244,7 +257,8 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
                 "shadow": shadow[::-1],
                 "read": [str(place) for place in places],
                 "write": [*map(str, places), "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"],
-                "create": create,
+                "create": [*create, *person],
+                "folders": person,
                 "list": [],
                 "pid": host.pid,
                 "tcp": tcp.getsockname()[1],

@@ -71,10 +71,11 @@ class Limits:
     """Of /tmp, of the empty home, and of /dev/shm: they live in memory, and end with the trial."""
 
     @classmethod
-    def of_machine(cls, slots: int = 1) -> Limits:
-        """A fair share of this machine: 85% of its memory between the slots, half of the disk left free."""
+    def of_machine(cls, slots: int = 1, where: Path = Path(".")) -> Limits:
+        """A fair share of this machine: 85% of its memory between the slots, half of what the disk of `where`, the
+        folder in which trials write, has left."""
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 85 // (100 * slots)
-        disk = shutil.disk_usage(".").free // (2 * slots)
+        disk = shutil.disk_usage(where).free // (2 * slots)
         threads = max(4096, 128 * (os.cpu_count() or 1))  # torch.compile: 32 workers of a pool's size each
         return cls(memory, threads, min(disk, 100 << 30), scratch_bytes=memory // 4)
 
@@ -163,26 +164,28 @@ class Container:
         return room.compiled or Path("/tmp/compiled")
 
 
-def choose_sandbox(name: str, slots: int = 1, private: Iterable[Path] = ()) -> Sandbox:
+def choose_sandbox(name: str, slots: int = 1, private: Iterable[Path] = (), where: Path = Path(".")) -> Sandbox:
     """`auto`: bubblewrap where it can run, else the second wall; there is no quiet way to run without one.
-    `private`: folders to keep out of every room wherever they lie. Raises Failure, one line."""
+    `private`: folders to keep out of every room wherever they lie; `where`: on whose disk trials write. Raises Failure,
+    one line."""
     from agent.run.bubblewrap import Bubblewrap
     from agent.run.landlock import Landlock
 
+    limits = Limits.of_machine(slots, where)
     if name == "auto":
         try:
-            return Bubblewrap(Limits.of_machine(slots), private)
+            return Bubblewrap(limits, private)
         except Failure as no_namespaces:
             try:
-                return Landlock(Limits.of_machine(slots), private)
+                return Landlock(limits, private)
             except Failure as no_landlock:
                 raise Failure(f"{no_namespaces}; and no second wall: {no_landlock}") from None
     if name == "bubblewrap":
-        return Bubblewrap(Limits.of_machine(slots), private)
+        return Bubblewrap(limits, private)
     if name == "landlock":
-        return Landlock(Limits.of_machine(slots), private)
+        return Landlock(limits, private)
     if name in ("docker", "podman"):
-        return Container(name, os.environ.get("RESEARCH_IMAGE", ""), Limits.of_machine(slots))
+        return Container(name, os.environ.get("RESEARCH_IMAGE", ""), limits)
     if name == "none":
         return Unsandboxed()
     raise Failure(f"--sandbox {name} is not known: use one of {', '.join(SANDBOXES)}")

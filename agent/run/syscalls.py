@@ -18,6 +18,7 @@ import struct
 FILES = "OVERNIGHT_FILES"  # `from:to from:to`: open files, and the numbers they shall have
 USER = "OVERNIGHT_USER_ID"  # whom to become, chosen by the guard
 PARENT = "OVERNIGHT_PARENT"  # the process with which to end
+USERS = range(64100, 65000)  # user ids for rooms without namespaces, below the 65,536 that most containers map
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS, PR_SET_CHILD_SUBREAPER, PR_CAP_AMBIENT = 1, 8, 38, 36, 47
 PR_SET_SECUREBITS, NO_SETUID_FIXUP = 28, 4

@@ -17,7 +17,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from agent.commands import arguments, filled
 from agent.run.advice import advice
 from agent.run.cache import CompileCache, ModuleCache, compiled_modules
 from agent.run.device_use import DeviceUse
+from agent.run.leftovers import remove
 from agent.run.log import Log
 from agent.run.process import Cancel, Ended, Limit, run_process
 from agent.run.progress import Progress, explain_exit, find_metric
@@ -371,15 +371,3 @@ def digest(path: Path) -> str:
         listing = [f"{entry.name} {digest(entry)}" for entry in sorted(path.iterdir())]
         return hashlib.sha256("\n".join(listing).encode()).hexdigest()
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-def remove(path: Path) -> None:
-    """Delete a folder or file, whatever a trial has made of it: any modes, any depth, any names."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    elif path.exists():
-        try:
-            shutil.rmtree(path)
-        except (OSError, RecursionError):
-            subprocess.run(["chmod", "-R", "u+rwX", "--", path], check=False, stderr=subprocess.DEVNULL)
-            subprocess.run(["rm", "-rf", "--one-file-system", "--", path], check=True)

@@ -14,6 +14,7 @@ reaches only this process.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -55,6 +56,10 @@ def work(task: Task, cancel: Cancel) -> dict[str, Any]:
             return test(job) if task.what == "test" else train(job)
         except MachineFault as fault:
             return {"fault": str(fault), "slot_lost": True}
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return {"fault": f"the disk of {task.home} is full ({error}): make room", "slot_lost": True}
 
 
 def train(job: trial.Job) -> dict[str, Any]:

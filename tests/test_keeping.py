@@ -1,0 +1,421 @@
+"""Nothing of the person's is touched, and nothing is lost: refs, commits, the ledger, the disk, what a kill leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, git, make_repository
+from test_loop import PROGRAM, STORY, TRAIN, block, environment, kinds, night, write_replies
+
+from agent import events as ev
+from agent.backup import restore
+from agent.ledger import Ledger
+from agent.program import Program
+from agent.run.bubblewrap import Bubblewrap
+from agent.run.inputs import difference, listing
+from agent.run.leftovers import clear, remove, temporary
+from agent.run.probe import probe
+from agent.run.sandbox import Unsandboxed
+from agent.storage import fault, file_system
+
+FAST = ("--unsafe-no-sandbox",)  # what is looked at here is not the sandbox
+
+
+@pytest.fixture(scope="module")
+def one_night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository in which a night of two experiments is finished: a keep and a discard."""
+    files = {"train.py": TRAIN, "prepare.py": "# protected\n", "program.md": PROGRAM}
+    project = make_repository(tmp_path_factory.mktemp("keeping") / "project", files)
+    replies = write_replies(project.parent / "replies", STORY[0], STORY[2], block("WIDTH = 8", "WIDTH = 16"))
+    night(project, *FAST, "--replay", str(replies), "--experiments", "2")
+    return project.parent
+
+
+@pytest.fixture
+def project(one_night: Path, tmp_path: Path) -> Path:
+    shutil.copytree(one_night, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy" / "project"
+
+
+def again(project: Path, *flags: str, expect: int = 0, experiments: int = 3) -> str:
+    replies = str(project.parent / "replies")
+    return night(project, *FAST, "--replay", replies, "--experiments", str(experiments), *flags, expect=expect)
+
+
+def refs(project: Path) -> dict[str, str]:
+    lines = git(project, "for-each-ref", "--format=%(refname) %(objectname)", "refs/heads/research", "refs/experiments")
+    return dict(line.split() for line in lines.splitlines())
+
+
+def commit_of_a_person(project: Path, parent: str) -> str:
+    return git(project, "commit-tree", "HEAD^{tree}", "-p", parent, "-m", "mine")
+
+
+def test_a_branch_without_a_night_is_never_moved(tmp_path: Path):
+    project = make_repository(tmp_path / "project", {"train.py": TRAIN, "prepare.py": "#\n", "program.md": PROGRAM})
+    mine = commit_of_a_person(project, "HEAD")
+    git(project, "update-ref", "refs/heads/research/night", mine)
+    said = night(project, *FAST, "--replay", str(write_replies(tmp_path / "replies", STORY[0])), expect=2)
+    assert "no ledger of such a night: choose another --tag" in said and len(said.strip().splitlines()) == 1
+    assert refs(project) == {"refs/heads/research/night": mine} and not (project / ".research").exists()
+
+
+def test_a_branch_that_was_moved_between_two_starts_is_refused_in_one_line(project: Path):
+    mine = commit_of_a_person(project, "research/night")
+    git(project, "update-ref", "refs/heads/research/night", mine)
+    said = again(project, expect=2)
+    assert mine[:12] in said and "git branch -m" in said and len(said.strip().splitlines()) == 1
+    assert refs(project)["refs/heads/research/night"] == mine
+
+
+def test_a_branch_that_is_moved_in_mid_night_stays_and_the_night_goes_on_beside_it(project: Path, tmp_path: Path):
+    """The command that proposes is what moves it, as a person would at that moment."""
+    propose = tmp_path / "propose.py"
+    propose.write_text(
+        "import subprocess, sys\n"
+        f"git = ['git', '-C', {str(project)!r}, '-c', 'user.name=P', '-c', 'user.email=p@x']\n"
+        "mine = subprocess.run([*git, 'commit-tree', 'research/night^{tree}', '-p', 'research/night', '-m', 'mine'],"
+        " capture_output=True, text=True, check=True).stdout.strip()\n"
+        "subprocess.run([*git, 'update-ref', 'refs/heads/research/night', mine], check=True)\n"
+        f"print({block('WIDTH = 8', 'WIDTH = 16')!r})\n"
+    )
+    said = night(project, *FAST, "--command", f"{sys.executable} {propose}", "--experiments", "3")
+    assert "somebody else and stays as it is: the night goes on under research/night-goes-on" in said
+    assert git(project, "log", "-1", "--format=%s", "research/night") == "mine"
+    kept = git(project, "show", "research/night-goes-on:train.py")
+    assert "WIDTH = 16" in kept and "RATE = 0.3" in kept
+
+
+def test_git_clean_and_the_same_command_lose_nothing(project: Path):
+    """The ledger is put back from its copy in .git; a night that was finished is followed by one of another name."""
+    before = refs(project)
+    git(project, "clean", "-fdx", "--quiet")
+    replies = ("--replay", str(project.parent / "replies"), "--experiments", "1")
+    command = [sys.executable, "-m", "agent.loop", "--repo", str(project), *FAST, *replies]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 0 and "put back" in ran.stdout, ran.stdout + ran.stderr
+    assert before.items() <= refs(project).items()
+    assert refs(project).keys() > before.keys()  # of another name
+    assert len(Ledger(project / ".research" / "night", readonly=True).night().order) == 3
+
+
+def test_a_ledger_that_is_torn_is_put_back_and_the_night_goes_on(project: Path):
+    path, before = project / ".research" / "night" / "ledger.db", refs(project)
+    data = path.read_bytes()
+    path.write_bytes(data[:8192] + b"\xff" * 4096 + data[12288:])
+    said = again(project)
+    assert "its copy of" in said and "is put back" in said
+    assert kinds(project)[:2] == ["baseline", "keep"]
+    kept = {name: commit for name, commit in before.items() if name.endswith(("/0", "/1"))}
+    assert kept.items() <= refs(project).items()
+
+
+@pytest.mark.parametrize("harm", [b"", b"not a ledger\n" * 1000, None])
+def test_the_copy_of_a_ledger_is_put_back_whatever_is_left_of_it(project: Path, harm: bytes | None):
+    path, copy = project / ".research" / "night" / "ledger.db", project / ".git" / "overnight" / "night.db"
+    path.unlink() if harm is None else path.write_bytes(harm)
+    assert "is put back" in restore(path, copy)
+    assert len(Ledger(path.parent, readonly=True).night().kept) == 2
+    assert restore(path, copy) == ""
+
+
+def test_a_ledger_that_is_not_whole_and_has_no_copy_is_one_line(project: Path):
+    shutil.rmtree(project / ".git" / "overnight")
+    path = project / ".research" / "night" / "ledger.db"
+    path.write_bytes(b"not a ledger\n" * 1000)
+    said, before = again(project, expect=2), refs(project)
+    assert "is damaged" in said and "--tag" in said and len(said.strip().splitlines()) == 1
+    path.unlink()
+    said = again(project, expect=2)
+    assert "no ledger of such a night" in said and len(said.strip().splitlines()) == 1
+    assert refs(project) == before
+
+
+def test_commits_that_git_has_lost_are_made_again(project: Path):
+    before = refs(project)
+    for name in before:
+        git(project, "update-ref", "-d", name)
+    git(project, "reflog", "expire", "--expire=now", "--all")
+    git(project, "gc", "--quiet", "--prune=now")
+    assert subprocess.run(["git", "cat-file", "-e", before["refs/experiments/night/2"]], cwd=project).returncode
+    said = again(project)
+    assert "gone from the repository, and are made again" in said
+    now = refs(project)
+    assert {name: now[name] for name in before if name != "refs/heads/research/night"} == {
+        name: commit for name, commit in before.items() if name != "refs/heads/research/night"
+    }
+    assert git(project, "rev-parse", "research/night~1") == before["refs/heads/research/night"]
+
+
+def test_locks_that_a_killed_git_left_do_not_stop_the_night(project: Path):
+    for name in ("heads/research/night", "experiments/night/3"):
+        (project / ".git" / "refs" / f"{name}.lock").touch()
+    again(project)
+    assert kinds(project) == ["baseline", "keep", "discard", "keep"]
+    assert not list((project / ".git" / "refs").rglob("*.lock"))
+
+
+def test_a_journal_that_another_process_holds_is_waited_for(tmp_path: Path):
+    """Held beyond the five seconds after which sqlite3 gives up by itself, on a signal and not on a clock."""
+    ledger = Ledger(tmp_path)
+    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    release = threading.Timer(6.0, lambda: other.execute("ROLLBACK"))
+    release.start()
+    ledger.append(ev.Noted(text="after all"))
+    release.join()
+    assert [event for _, event in ledger.events()] == [ev.Noted(text="after all")]
+
+
+def test_an_output_folder_of_any_depth_is_removed(tmp_path: Path):
+    top = tmp_path / "output"
+    top.mkdir()
+    here = os.open(top, os.O_RDONLY)
+    for _ in range(1500):
+        os.mkdir("folder", dir_fd=here)
+        below = os.open("folder", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    remove(top)
+    assert not top.exists()
+
+
+FULL = """
+import os, sys
+from pathlib import Path
+from agent import events as ev
+from agent.errors import MachineFault
+from agent.ledger import Ledger
+
+disk = Path(sys.argv[1])
+
+def fill():
+    with open(disk / str(len(os.listdir(disk))), "wb", buffering=0) as file:
+        while True:
+            try: file.write(b"x" * 4096)
+            except OSError: return
+
+ledger = Ledger(disk / "night")
+fill()
+told = 0
+try:
+    while True:
+        ledger.append(ev.Noted(text=ledger.put("a text that is long " * 5000 + str(told) + os.urandom(90000).hex())))
+        told += 1
+except MachineFault as fault:
+    print(fault)
+(disk / "1").unlink()
+ledger.append(ev.Noted(text="room again"))
+ledger.close()
+found = [event.text for _, event in Ledger(disk / "night", readonly=True).events()]
+print(told, len(found), found[-1])
+"""
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> list[str]:
+    """A prefix under which a command has a disk of its own of 48 MiB at tmp_path/disk."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    prefix = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=48m none {disk} && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode:
+        pytest.skip("this machine lets nobody mount a small disk")
+    return prefix
+
+
+def test_a_full_disk_loses_no_event_and_is_one_line(small_disk: list[str], tmp_path: Path):
+    """What was set aside takes the events; when that is used up it says so, and goes on where there is room again."""
+    command = [*small_disk, sys.executable, "-c", FULL, str(tmp_path / "disk")]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    fault, counts = ran.stdout.splitlines()
+    assert "is full" in fault and "make room, and the same command goes on" in fault
+    told, found, last = counts.split(maxsplit=2)
+    assert int(told) > 50 and int(found) == int(told) + 1 and last == "room again"
+
+
+@pytest.mark.slow
+def test_a_night_on_a_full_disk_ends_with_3_and_one_line(small_disk: list[str], tmp_path: Path):
+    make_repository(tmp_path / "origin", {"train.py": TRAIN, "prepare.py": "#\n", "program.md": PROGRAM})
+    replies, disk = write_replies(tmp_path / "replies", STORY[0]), tmp_path / "disk"
+    run = f"{sys.executable} -m agent.loop --repo {disk}/p --tag night --unsafe-no-sandbox --replay {replies}"
+    script = (
+        f"cp -r {tmp_path}/origin {disk}/p; {run}; echo code $?; head -c 99999999 /dev/zero > {disk}/big 2> /dev/null;"
+        f"{run}; echo code $?; mount -o remount,size=400m {disk}; {run} --experiments 1; echo code $?"
+    )
+    command = [*small_disk, "sh", "-c", script]
+    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    assert re.findall(r"code (\d)", ran.stdout) == ["3", "3", "0"], ran.stdout + ran.stderr
+    assert "no slot is left: the disk of" in ran.stdout and "Traceback" not in ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert "disk is full" in line and "make room" in line
+
+
+@pytest.mark.parametrize("kind", ["TRUNCATE", "WAL"])
+def test_a_journal_is_kept_where_memory_is_not_shared(tmp_path: Path, kind: str):
+    """What works on a disk of this machine is found to work; a network's file system never gets WAL."""
+    assert fault(tmp_path, kind) == ""
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "21 1 0:1 / / rw - overlay overlay rw\n"
+        f"22 21 0:2 / {tmp_path} rw shared:1 - nfs4 server:/home rw\n"
+        "23 21 0:3 / /elsewhere\\040x rw - tmpfs tmpfs rw\n"
+    )
+    assert file_system(tmp_path / "night", mounts) == "nfs4" and file_system(Path("/usr"), mounts) == "overlay"
+    assert file_system(Path("/elsewhere x/a"), mounts) == "tmpfs"
+
+
+def test_readers_and_the_writer_wait_for_each_other_without_wal(tmp_path: Path):
+    ledger = Ledger(tmp_path)
+    assert ledger.db.execute("PRAGMA journal_mode=TRUNCATE").fetchone() == ("truncate",)
+    reader = Ledger(tmp_path, readonly=True)
+    held = reader.db.execute("SELECT 1 FROM sqlite_master")  # a reader in the middle of its rows
+    held.fetchone()
+    release = threading.Timer(0.5, held.close)
+    release.start()
+    for n in range(50):
+        ledger.append(ev.Noted(text=str(n)))
+        assert len(list(reader.events())) == n + 1
+    release.join()
+
+
+DATA_PROGRAM = PROGRAM.replace("budget: 20s", "budget: 20s\ndata: [corpus, pointer]\nholdout: [heldout]")
+
+
+@pytest.fixture
+def with_data(tmp_path: Path) -> Path:
+    train = TRAIN + "print('rows:', len(open('corpus/train.txt').read()))\n"
+    files = {"train.py": train, "prepare.py": "# protected\n", "program.md": DATA_PROGRAM, ".gitignore": "corpus\n"}
+    project = make_repository(tmp_path / "project", files)
+    for folder in ("corpus", "heldout"):
+        (project / folder).mkdir()
+        (project / folder / "train.txt").write_text("some text\n" * 1000)
+    (project / "pointer").symlink_to("corpus/train.txt")
+    write_replies(tmp_path / "replies", STORY[0], block("WIDTH = 8", "WIDTH = 16"))
+    return project
+
+
+def test_data_that_changes_in_mid_night_ends_it_before_anything_is_compared(with_data: Path, tmp_path: Path):
+    """The command that proposes is what switches the corpus, as a person would at that moment."""
+    heldout = with_data / "heldout" / "train.txt"
+    propose = tmp_path / "propose.py"
+    propose.write_text(f"open({str(heldout)!r}, 'a').write('more')\nprint({STORY[0]!r})\n")
+    flags = (*FAST, "--command", f"{sys.executable} {propose}", "--experiments", "2")
+    said = night(with_data, *flags, expect=3)
+    assert "the data is not what this night began with: heldout/train.txt changed" in said and "--new" in said
+    assert kinds(with_data) == ["baseline"]
+    said = again(with_data, expect=2)
+    assert "heldout/train.txt changed" in said.strip().splitlines()[-1]
+    status = os.stat(with_data / "corpus" / "train.txt")
+    heldout.write_text("some text\n" * 1000)
+    before = Ledger(with_data / ".research" / "night", readonly=True)
+    listed = before.text(before.night().inputs)
+    assert str(status.st_mtime_ns) in listed
+
+
+def test_what_data_names_is_told_from_what_it_was(with_data: Path):
+    names = ("corpus", "pointer", "heldout")
+    before = listing(with_data, names)
+    assert difference(before, listing(with_data, names)) == ""
+    (with_data / "corpus" / "new").touch()
+    assert "corpus/new is new" in difference(before, listing(with_data, names))
+    (with_data / "corpus" / "new").unlink()
+    (with_data / "pointer").unlink()
+    assert "pointer changed" in difference(before, listing(with_data, names))
+    (with_data / "pointer").symlink_to("heldout/train.txt")
+    assert "pointer changed" in difference(before, listing(with_data, names))
+    (with_data / "pointer").unlink()
+    (with_data / "pointer").symlink_to("corpus/train.txt")
+    assert difference(before, listing(with_data, names)) == ""
+    (with_data / "corpus" / "loop").symlink_to(with_data / "corpus")
+    assert difference(before, listing(with_data, names))  # and it comes to an end
+
+
+@pytest.mark.parametrize("key", ["prepare", "test"])
+def test_the_commands_of_data_and_test_stay_as_they_were(key: str):
+    one = Program.model_validate({"metric": {"name": "loss"}, key: "python one.py"})
+    other = one.model_copy(update={key: "python other.py"})
+    assert one.incomparable(other) == key
+
+
+def test_each_keep_is_pushed_and_a_remote_that_fails_is_nothing_to_the_night(project: Path, tmp_path: Path):
+    remote = tmp_path / "remote.git"
+    said = again(project, "--push", str(remote))
+    assert said.count("nothing could be pushed") == 1 and "the night goes on" in said
+    git(tmp_path, "init", "--quiet", "--bare", str(remote))
+    replies = write_replies(tmp_path / "more", *[block("PAUSE = 0.0", f"PAUSE = 0.00{n}") for n in range(4)])
+    night(project, *FAST, "--replay", str(replies), "--experiments", "4", "--push", str(remote))
+    there, here = refs(remote), refs(project)
+    assert there["refs/heads/research/night"] == here["refs/heads/research/night"]
+    (tmp_path / "copy.db").write_bytes(
+        subprocess.run(["git", "show", "refs/experiments/night/ledger:ledger.db"], cwd=remote, capture_output=True,
+                       check=True).stdout
+    )  # fmt: skip
+    with sqlite3.connect(tmp_path / "copy.db") as db:
+        assert db.execute("SELECT count(*) FROM journal WHERE kind = 'Published'").fetchone()[0] >= 4
+
+
+def test_a_branch_of_another_night_on_the_remote_is_not_moved(project: Path, tmp_path: Path):
+    remote = tmp_path / "remote.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(project), str(remote))
+    theirs = commit_of_a_person(project, "HEAD")
+    git(project, "push", "--quiet", "--force", str(remote), f"{theirs}:refs/heads/research/night")
+    assert "a research/night of another night" in again(project, "--push", str(remote))
+    assert refs(remote)["refs/heads/research/night"] == theirs
+
+
+def orphan(*command: str, cwd: Path = ROOT) -> psutil.Process:
+    """A process whose parent has ended, as what a killed loop had started."""
+    start = "import subprocess, sys; quiet = subprocess.DEVNULL\n"
+    start += (
+        "print(subprocess.Popen(sys.argv[1:], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True).pid)"
+    )
+    ran = subprocess.run([sys.executable, "-c", start, *command], cwd=cwd, capture_output=True, text=True, check=True)
+    return psutil.Process(int(ran.stdout))
+
+
+def test_what_a_killed_loop_left_is_found_and_what_is_not_ours_stays(tmp_path: Path):
+    """A room whose guard was killed, a trial, a folder of a process that is gone; beside them a person's `tail` of a
+    log, and a folder of a process that lives."""
+    home = tmp_path / ".research" / "night"
+    for folder in ("slots/0/tree", "outputs/3-0", "logs", "live"):
+        (home / folder).mkdir(parents=True)
+    (log := home / "logs" / "0-0.log").touch()
+    room = [str(Bubblewrap().bwrap), "--unshare-pid", "--dev-bind", "/", "/", "--chdir", f"{home}/outputs"]
+    strays = [orphan(*room, "sleep", "1000"), orphan("sleep", "1000", cwd=home / "slots" / "0" / "tree")]
+    reader = orphan("tail", "-f", str(log))
+    leaves = "import os\nfrom pathlib import Path\nfrom agent.run.leftovers import temporary\n"
+    leaves += f"made = temporary(Path({str(home)!r}))\nmade.__enter__()\nos._exit(9)"
+    subprocess.run([sys.executable, "-c", leaves], cwd=ROOT, env=environment())
+    try:
+        with temporary(home) as living:
+            said = clear(home)
+            assert "processes, 1 temporary folders" in said and living.exists()
+        assert psutil.wait_procs(strays, timeout=10)[1] == [] and reader.is_running()
+    finally:
+        for process in (*strays, reader):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    assert not list(home.glob("overnight-*")) and not (home / "slots" / "0").exists()
+
+
+def test_the_probe_writes_nothing_into_home(tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch):
+    """Not for a moment: the time of a folder changes with every entry that comes or goes."""
+    person = tmp_path / "person"
+    person.mkdir()
+    monkeypatch.setenv("HOME", str(person))
+    before = person.stat().st_mtime_ns
+    assert probe(Bubblewrap(), repository / ".research" / "x", repository) == []
+    assert "list " + str(person) in probe(Unsandboxed(), repository / ".research" / "x", repository)
+    assert person.stat().st_mtime_ns == before
