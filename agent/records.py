@@ -203,8 +203,9 @@ class Experiment(Record):
 
     @property
     def current(self) -> tuple[Measurement, ...]:
-        """Of every finished trial of the present commit, in order."""
-        return tuple(t.measurement for t in self.trials if t.measurement and not t.superseded)
+        """Of every finished trial of the present commit, in order; a crash that was sent back was another commit's."""
+        newest = self.trials[-1].commit if self.trials else ""
+        return tuple(t.measurement for t in self.trials if t.measurement and not t.superseded and t.commit == newest)
 
     @property
     def unselected(self) -> bool:

@@ -15,6 +15,7 @@ from agent.events import Event, Hash, Rules
 from agent.records import CallKind, Measurement, Reply, State, Stoppers, Verdict
 
 S = TypeVar("S")
+FAILED_MORE = 3  # trials of a commit that fail, over those that work, before it is not run again
 
 
 def replace(state: S, /, **changes: Any) -> S:
@@ -108,6 +109,18 @@ class Experiment:
     @property
     def current(self) -> tuple[Trial, ...]:
         return tuple(t for t in self.trials if not t.superseded)
+
+    @property
+    def missing(self) -> int:
+        """Trials that are still to be begun before it is judged. Those of the baseline that failed are made again with
+        fresh seeds; of any other experiment the judge says after each trial whether it wants one more."""
+        if self.number:
+            return max(0, self.wanted - len(self.current))
+        ended = [t.measurement for t in self.current if t.measurement]
+        failed = sum(m.outcome != "ok" for m in ended)
+        sure = failed == len(ended) and any(m.outcome in ("timeout", "violation") for m in ended)
+        given_up = sure or too_flaky(len(ended) - failed, failed)
+        return 0 if given_up else max(0, self.wanted + failed - len(self.current))
 
     @property
     def kept(self) -> bool:
@@ -245,6 +258,11 @@ class Standing:
             case ev.Requested():
                 return event.id not in self.requests
         return True
+
+
+def too_flaky(worked: int, failed: int) -> bool:
+    """Whether a commit has failed so often that one more trial of it is not worth its time."""
+    return failed >= FAILED_MORE + worked
 
 
 def added(spent: float | None, more: float | None) -> float | None:

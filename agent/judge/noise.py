@@ -133,11 +133,13 @@ def decide(
     shorter: bool,
     baseline: bool = False,
     rule: Rule = RULE,
+    more: bool = True,
 ) -> Verdict | Rerun:
     """Keep, discard, or ask for one more trial; call it again with the noise as it is after that.
 
     candidate[0] selected the candidate, and so did incumbent[0] unless `baseline` (experiment 0). A keep
     rests on the candidate's later trials only, except where the noise is zero or program.reruns is 0.
+    Without `more` the incumbent can't be run again, and what is known of it has to do.
     """
     first, fresh = _metrics(candidate[:1]), _metrics(candidate[1:])
     if breach := _breach(program, incumbent, candidate):
@@ -145,14 +147,17 @@ def decide(
     held = counted(_metrics(incumbent), baseline)
     if noise.sigma is None:
         noise = Noise.of([held])
+    if noise.sigma is None and not more:
+        why = "the noise can't be measured: the incumbent works too rarely"
+        return Verdict(kind="discard", reason=why, metric=first[0], review=True)
     if noise.sigma is None:
         return Rerun(of="incumbent", reason=str(noise))
     simpler = program.simplify and (shorter or _lighter(incumbent, candidate))
     if noise.sigma == 0:
         return _exact(Gap.between(program, held, first, noise), simpler)
     if not fresh:
-        return _first_look(program, Gap.between(program, held, first, noise), len(held), simpler, rule)
-    return _look(program, Gap.between(program, held, fresh, noise), len(held), simpler, rule)
+        return _first_look(program, Gap.between(program, held, first, noise), len(held), simpler, rule, more)
+    return _look(program, Gap.between(program, held, fresh, noise), len(held), simpler, rule, more)
 
 
 def gain(program: Program, baseline: Trials, final: Trials, noise: Noise) -> tuple[float, tuple[float, float]] | None:
@@ -205,14 +210,14 @@ class Gap(NamedTuple):
         return Verdict(kind=kind, reason=reason, review=review, **measured)
 
 
-def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> Verdict | Rerun:
+def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule, more: bool) -> Verdict | Rerun:
     """The trial that selects may discard, or send to confirmation; it can't keep, unless reruns is 0."""
     ratio = gap.effect / gap.error
     if not program.reruns:
         if ratio <= t_quantile(1 - rule.confirm, gap.freedom):
             return gap.verdict("discard")
         return gap.verdict("keep", "; not confirmed, because program.md says reruns: 0", review=True)
-    if held < rule.known and rule.near[0] < ratio < rule.near[1]:
+    if more and held < rule.known and rule.near[0] < ratio < rule.near[1]:
         return Rerun(of="incumbent", reason=f"near the line, and the incumbent has only {held} trials")
     bar = t_quantile(1 - rule.screen, gap.freedom)
     if ratio > bar:
@@ -222,7 +227,7 @@ def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule
     return gap.verdict("discard", ", within the noise" if abs(ratio) <= bar else "")
 
 
-def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> Verdict | Rerun:
+def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule, more: bool) -> Verdict | Rerun:
     """The fresh trials alone, `gap.trials` of them, against the incumbent's pooled mean."""
     allowed = max(program.reruns, 1)
     share = min(1.0, gap.trials / allowed)
@@ -232,7 +237,7 @@ def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> V
         return gap.verdict("simplification", ", equal within the noise and simpler")
     asked = t_quantile(1 - rule.confirm, LARGE) * gap.sigma * math.sqrt(1 / allowed + 1 / max(held, allowed))
     hopeful = gap.effect + rule.hope * gap.error > asked or (simpler and gap.trials < 2)
-    if hopeful and held < gap.trials:
+    if more and hopeful and held < gap.trials:
         return Rerun(of="incumbent", reason=f"the candidate has {gap.trials} trials, the incumbent only {held}")
     if hopeful and gap.trials < allowed:
         return Rerun(of="candidate", reason=f"an effect of {gap} so far, within the noise")
