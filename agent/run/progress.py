@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import re
 import signal
-import time
 from collections import deque
 
+from agent import uptime
 from agent.numeric import number
 from agent.run.task import Metric
 
@@ -40,7 +40,7 @@ class Progress:
         self.numbers: dict[str, float] = {}
         """`name: value` lines, the last value of each; finite ones only."""
         self.began = self.last = 0.0
-        """time.monotonic() of the first and the last progress line; 0: there was none."""
+        """uptime.now() of the first and the last progress line; 0: there was none."""
         self.diverged = ""
         """Why the loss is no number, once it is none: one line."""
         self._budget = budget_seconds
@@ -66,7 +66,7 @@ class Progress:
             self.numbers[name] = value
 
     def _progress(self, step: str, loss: float, percent: float | None) -> None:
-        self.last = time.monotonic()
+        self.last = uptime.now()
         self.began = self.began or self.last
         if not math.isfinite(loss):
             self.diverged = self.diverged or f"the training loss is {loss} at step {step}"
