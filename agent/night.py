@@ -98,7 +98,16 @@ class Night(Standing):
         return replace(night, finishing=event.text or "a person asked for an end", unblock=event.then)
 
     def on_Waited(self, event: ev.Waited) -> Night:
-        return self
+        night = self
+        for e in night.alive if event.stopped else ():
+            if e.asking:
+                night = night.change_call(e.number, began=e.asking.began + event.stopped)
+            for t in e.trials:
+                if t.running:
+                    night = night.change_trial(e.number, t.number, began=t.began + event.stopped)
+            if e.test_slot is not None:
+                night = night.change(e.number, test_began=e.test_began + event.stopped)
+        return night
 
     def on_Blocked(self, event: ev.Blocked) -> Night:
         return replace(self, blocked=event.reason, unblock=event.then)
