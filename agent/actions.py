@@ -172,6 +172,7 @@ class Actions:
             target=program.metric.target,
             seeds=baseline_trials(budget),
             tests=program.test is not None,
+            budget_seconds=budget.seconds,
             trial_seconds=GRACE * (times.startup + budget.seconds + times.evaluation + 60),
         )
 
@@ -200,6 +201,7 @@ class Actions:
         return Job(
             what=what, experiment=number, number=index, attempt=begun.attempt, commit=trial.commit, seed=trial.seed,
             slot=begun.slot, program=self.program(night), builds_on=night.kept.get(night.experiments[number].parent),
+            slowest_start=slowest_start(night), speaks=any(m.startup_seconds > 0 for m in ran(night)),
         )  # fmt: skip
 
     def count_as_crash(self, night: Night, number: int, index: int) -> Event:
@@ -280,6 +282,20 @@ class Actions:
 
     def program(self, night: Night) -> Program:
         return self.history.program(night.program)
+
+
+def ran(night: Night) -> list[Measurement]:
+    """Of the trials that worked: those of the baseline, and of all that was kept."""
+    experiments = {0, *night.kept.values()} & night.experiments.keys()
+    trials = [t.measurement for number in experiments for t in night.experiments[number].trials]
+    return [m for m in trials if m and m.outcome == "ok"]
+
+
+def slowest_start(night: Night) -> float | None:
+    """Of what was kept, once there is an incumbent; for a script without progress what it took beyond its budget."""
+    if not night.kept or night.rules is None:
+        return None
+    return max(m.startup_seconds or max(0.0, m.training_seconds - night.rules.budget_seconds) for m in ran(night))
 
 
 def short(reply, *names: str):

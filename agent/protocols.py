@@ -77,6 +77,11 @@ class Job(Record):
     program: Program
     builds_on: int | None = None
     """The kept experiment that its change was made to: it may start from what that one compiled."""
+    slowest_start: float | None = None
+    """Most seconds that a trial of what was kept spent beside its training budget, so that one which hangs is ended
+    sooner than the contract says. None: not known yet."""
+    speaks: bool = False
+    """The training command was seen to print progress in this night."""
 
 
 class Executor(Protocol):
