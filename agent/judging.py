@@ -131,7 +131,8 @@ class Judging:
                 f"{what}: {ev.cut(bad.reason)[:200]} (see `logs`); correct it, commit, and start again"
             )
         noise = str(Noise.of([metrics])) + (f"; {often}" if often else "")
-        return judged(0, Verdict(kind="baseline", reason=noise, metric=sum(metrics) / len(metrics)))
+        mean = sum(metrics) / len(metrics)
+        return judged(0, Verdict(kind="baseline", reason=noise, metric=mean, trials=len(metrics)))
 
     def rebase(self, night: Night, number: int) -> Event:
         """Put the change onto the present incumbent: the same experiment, a new commit, to be confirmed there."""
@@ -143,11 +144,11 @@ class Judging:
         metric = whole.metrics[0] if whole.metrics else None
         if files is None:
             why = f"better than its parent, but it can't be put onto experiment {best}: both change the same lines"
-            return judged(number, Verdict(kind="discard", reason=why, metric=metric))
+            return judged(number, Verdict(kind="discard", reason=why, metric=metric, trials=1))
         mark = checks.fingerprint({**now, **files})
         if mark == checks.fingerprint(now):
             why = f"experiment {best} was kept meanwhile and holds this change already"
-            return judged(number, Verdict(kind="discard", reason=why, metric=metric))
+            return judged(number, Verdict(kind="discard", reason=why, metric=metric, trials=1))
         message = lab_note(whole.model_copy(update={"verdict": None}), None, program)
         commit = self.repository.commit_files(night.tip, files, message, e.created)
         return ev.Rebased(

@@ -162,7 +162,10 @@ class Verdict(Record):
     effect: float | None = None
     """Improvement over the incumbent in the metric's unit; positive is better, whatever the direction."""
     interval: tuple[float, float] | None = None
-    """95% interval of the effect, where it was measured."""
+    """Of the effect, where it was measured: two-sided 90%, so that its ends are those of the one-sided 5% tests that
+    decide. A keep's lies above 0."""
+    trials: int | None = None
+    """Trials that `metric` is the mean of; None in nights of before, and where there is no metric."""
     review: bool = False
     """True: implausible or borderline; a person should look before trusting it."""
 
@@ -206,6 +209,13 @@ class Experiment(Record):
         """Of every finished trial of the present commit, in order; a crash that was sent back was another commit's."""
         newest = self.trials[-1].commit if self.trials else ""
         return tuple(t.measurement for t in self.trials if t.measurement and not t.superseded and t.commit == newest)
+
+    @property
+    def counted(self) -> int:
+        """Trials that its metric is the mean of, as the verdict says it; without a metric those that have ended."""
+        if self.verdict and self.verdict.trials is not None:
+            return self.verdict.trials
+        return len(self.metrics) or len(self.current)
 
     @property
     def unselected(self) -> bool:

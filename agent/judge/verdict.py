@@ -13,6 +13,7 @@ from agent.state import too_flaky
 
 SLIPS = 2  # times that a crash within seconds goes back to the proposer as part of the same experiment
 SLIP_SECONDS = 10.0  # of training; a later crash is a result, not a slip
+SAME = 3  # trials with one value, where those of others differ, that are no chance any more
 CONFIRMATIONS = 2  # fresh seeds that an implausible gain must survive
 
 
@@ -34,6 +35,13 @@ def weigh(
     decision = decide(program, held, trials, noise, shorter, baseline=incumbent.unselected, more=more)
     if isinstance(decision, Rerun) or not decision.kept or decision.effect is None:
         return decision
+    if noise.sigma and same_value(experiment):
+        trials = len(experiment.metrics)
+        if trials < min(SAME, 1 + program.reruns):
+            return Rerun(of="candidate", reason="two seeds gave one value, where the incumbent's differ: once more")
+        why = f"held for review, not on the branch: the same value with {trials} seeds, where the incumbent's differ; "
+        why += f"does it still train with RESEARCH_SEED, and measure what it trained? ({decision.reason})"
+        return decision.model_copy(update={"kind": "discard", "review": True, "reason": why})
     gains = [e.verdict.effect for e in finished if e.verdict and e.verdict.kept and e.verdict.effect is not None]
     doubt = implausible(decision.effect, noise.sigma or 0.0, gains)
     if doubt is None:
@@ -41,6 +49,11 @@ def weigh(
     if len(experiment.metrics) < 1 + min(CONFIRMATIONS, program.reruns):
         return Rerun(of="candidate", reason=doubt)
     return decision.model_copy(update={"review": True, "reason": f"{decision.reason}; {doubt}"})
+
+
+def same_value(experiment: Experiment) -> bool:
+    """All trials of the candidate, with different seeds, gave one value."""
+    return len(experiment.metrics) > 1 and Noise.of([experiment.metrics]).sigma == 0
 
 
 def tried_again(experiment: Experiment, finished: Sequence[Experiment]) -> Rerun | None:

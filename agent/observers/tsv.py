@@ -81,7 +81,7 @@ def row(experiment: Experiment) -> list[str]:
         verdict.effect,
         low,
         high,
-        len(experiment.measurements),
+        experiment.counted,
         seconds(experiment),
         experiment.tokens,
         experiment.usd,
