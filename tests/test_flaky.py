@@ -57,7 +57,8 @@ def test_a_journal_that_ended_at_the_first_failed_seed_can_still_be_read():
 
 def experiment(number: int, *values: float | None, kind: str = "baseline") -> Experiment:
     """One trial for each value; None: it crashed."""
-    measured = [Measurement(outcome="ok" if v else "crash", reason="" if v else "Odd", metric=v) for v in values]
+    crash = Measurement(outcome="crash", reason="Odd")
+    measured = [crash if value is None else Measurement(outcome="ok", metric=value) for value in values]
     trials = [Trial(experiment=number, number=i, commit=f"c{number}", seed=i, measurement=m)
               for i, m in enumerate(measured)]  # fmt: skip
     verdict = Verdict(kind=kind, reason="r") if kind else None  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from agent.observers.tsv import COLUMNS, FURTHER, row
 from agent.propose.context import first_request
 from agent.propose.templates import Templates
 from agent.records import Experiment, Verdict
+from agent.run.progress import LARGEST
 
 TRIALS = (COLUMNS + FURTHER).index("trials")
 
@@ -50,6 +51,18 @@ def test_the_words_of_a_verdict_agree_with_its_interval(seed: int, effect: float
     assert verdict.trials == judged.counted
     count = "1 trial" if verdict.trials == 1 else f"mean of {verdict.trials} trials"
     assert count in verdict.reason
+
+
+VALUES = st.lists(st.floats(-LARGEST, LARGEST) | st.sampled_from([0.0, 5e-324, 1.0, LARGEST]), min_size=2, max_size=5)
+
+
+@given(VALUES, VALUES)
+@settings(deadline=None, max_examples=300)
+def test_whatever_trials_print_as_their_metric_is_judged_and_survives_the_journal(held: list[float], new: list[float]):
+    base, candidate = experiment(0, *held), experiment(1, *new, kind="")
+    decision = weigh(LOSS, base, candidate, [base], {})
+    assert type(decision).model_validate_json(decision.model_dump_json()) == decision
+    assert str(Noise.of([held]))
 
 
 def test_trials_are_counted_alike_in_prompt_table_and_commit():

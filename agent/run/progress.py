@@ -29,6 +29,7 @@ MEMORY = re.compile(r"(?i)out of memory|MemoryError|bad_alloc|can(?:no|')t alloc
 RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?")
 POINTS = 512  # of the curve; when there are more, every other one is dropped
 NUMBERS = 200  # distinct names that are kept
+LARGEST = 1e100  # of a metric: means and squares of what is larger can't be taken any more
 PATTERN_SECONDS = 5.0  # for the person's own metric pattern on one output
 TEXT = 200_000  # characters at the end of the output in which the metric is looked for
 
@@ -101,7 +102,7 @@ def _loss(line: str) -> float | None:
 
 
 def find_metric(metric: Metric, text: str) -> float:
-    """The last value of the metric in `text`, finite. Raises ValueError: one line that says what is wrong."""
+    """The last value of the metric in `text`, finite and at most LARGEST. Raises ValueError: one line that says what is wrong."""
     found = _by_pattern(metric.pattern, text) if metric.pattern else _by_name(metric.name, text)
     if found is None:
         looked = f"/{metric.pattern}/" if metric.pattern else f"a line `{metric.name}: <number>`"
@@ -111,6 +112,8 @@ def find_metric(metric: Metric, text: str) -> float:
         raise ValueError(f"{metric.name} is no number: {found[:80]!r}")
     if not math.isfinite(value):
         raise ValueError(f"{metric.name} is {value}")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{metric.name} is {value:g}: no measurement is so large")
     return value
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -169,7 +170,8 @@ def train(job: Job) -> None:
     ended = run(job, task.run, room, limit, on_line, use)
     begin = (progress.began or started) - started
     trained = max(0.0, ended.seconds - begin)  # begin counts from a moment before the process
-    peak = max(use.most_bytes(ended), progress.numbers.get("peak_vram_mb", 0) * (1 << 20))
+    said = progress.numbers.get("peak_vram_mb", 0) * (1 << 20)  # it may be any number
+    peak = max(use.most_bytes(ended), said if math.isfinite(said) else 0)
     job.found.update(
         text=progress.text,
         numbers=progress.numbers,
