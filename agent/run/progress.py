@@ -102,7 +102,7 @@ def _loss(line: str) -> float | None:
 
 
 def find_metric(metric: Metric, text: str) -> float:
-    """The last value of the metric in `text`, finite and at most LARGEST. Raises ValueError: one line that says what is wrong."""
+    """The last value of the metric in `text`, at most LARGEST. Raises ValueError: one line that says what is wrong."""
     found = _by_pattern(metric.pattern, text) if metric.pattern else _by_name(metric.name, text)
     if found is None:
         looked = f"/{metric.pattern}/" if metric.pattern else f"a line `{metric.name}: <number>`"
