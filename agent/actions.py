@@ -23,6 +23,7 @@ from agent.protocols import Caller, Emit, Executor, Job, Journal, Prompter, Prop
 from agent.records import Measurement, Stoppers, Surroundings
 from agent.redact import hidden
 
+FULL_LOGS = 200  # experiments, the newest, of which the whole logs stay; those of the baseline and of keeps always do
 GRACE = 2.0  # times what the contract allows a trial, plus as many minutes: after that it counts as lost
 
 
@@ -121,6 +122,8 @@ class Actions:
                 self.forget(night, e.number)
             if e.state == "published" and not e.kept:
                 self.executor.discard(e.number)
+            if e.number <= len(night.order) - FULL_LOGS:
+                self.shorten(night, e.number)
         return self.advance(night) if night.tip else []
 
     # The program.
@@ -233,9 +236,17 @@ class Actions:
             self.executor.discard(number)
         if e.published:
             self.pin(night, number)
+        self.shorten(night, number - FULL_LOGS)
         for done in [number, *list(night.kept.values())[-2:]]:  # the incumbent may have been run again for this
             self.forget(night, done)
         return notes
+
+    def shorten(self, night: Night, number: int) -> None:
+        """Of old experiments that were not kept no whole log stays."""
+        e = night.experiments.get(number)
+        if e is not None and e.state == "published" and not e.kept:
+            for trial in e.trials:
+                self.executor.shorten(number, trial.number)
 
     def pin(self, night: Night, number: int) -> None:
         """Every commit that was measured stays for ever, whatever was decided about it."""

@@ -106,6 +106,10 @@ class Executor(Protocol):
         """It was not kept: delete what its trials compiled, so that it serves no other."""
         ...
 
+    def shorten(self, experiment: int, number: int) -> None:
+        """This trial is long over, and was not kept: of what it printed the last lines are enough."""
+        ...
+
     def close(self, now: bool = False) -> None:
         """End whatever still runs; `now`: without letting it clean up."""
         ...

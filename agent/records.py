@@ -5,7 +5,8 @@ Everything here survives a round trip through JSON, because the ledger keeps it 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +23,8 @@ VerdictKind = Literal[
     "skipped",
 ]
 KEPT: frozenset[VerdictKind] = frozenset({"baseline", "keep", "simplification"})
+
+NO_NAMES: frozenset[str] = frozenset()
 
 CallKind = Literal["first", "repair", "slip"]
 State = Literal[
@@ -42,6 +45,16 @@ class Record(BaseModel):
     """A frozen value; unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def model_post_init(self, context: Any) -> None:
+        """Which fields were given is never asked for, and a set of them takes more memory than most records."""
+        object.__setattr__(self, "__pydantic_fields_set__", NO_NAMES)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(deep=deep)
+        for name, value in (update or {}).items():
+            object.__setattr__(copied, name, value)
+        return copied
 
 
 class Edit(Record):

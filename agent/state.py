@@ -21,11 +21,15 @@ FAILED_MORE = 3  # trials of a commit that fail, over those that work, before it
 def replace(state: S, /, **changes: Any) -> S:
     """dataclasses.replace, without its checks: a night is folded anew at every start, and by every observer."""
     new = object.__new__(type(state))
-    new.__dict__.update(state.__dict__, **changes)
+    if isinstance(state, Call | Trial | Experiment):
+        for name in type(state).__slots__:
+            object.__setattr__(new, name, changes[name] if name in changes else getattr(state, name))
+    else:
+        new.__dict__.update(state.__dict__, **changes)
     return new
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a proposer."""
 
@@ -45,7 +49,7 @@ class Call:
     text: Hash = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One trial. It is begun, with the same number and seed, until it has a measurement."""
 
@@ -70,7 +74,7 @@ class Trial:
     """After two faults of this trial, the incumbent ran on this machine without one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """Where one experiment stands."""
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from scipy import stats
+from scipy import special  # scipy.stats has the same quantiles, and takes 60 MB more
 
 from agent.program import Budget, Program
 from agent.records import Experiment, Measurement, Record, Verdict, VerdictKind
@@ -307,9 +307,9 @@ def _number(measurement: Measurement, name: str) -> float | None:
     return measurement.numbers.get(name) if told else None
 
 
-t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.t.ppf(chance, freedom)))
-_f_quantile = lru_cache(maxsize=4096)(lambda above, below: float(stats.f.ppf(WILD, above, below)))
-_chi2 = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.chi2.ppf(chance, freedom)))
+t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(special.stdtrit(freedom, chance)))
+_f_quantile = lru_cache(maxsize=4096)(lambda above, below: float(special.fdtri(above, below, WILD)))
+_chi2 = lru_cache(maxsize=4096)(lambda chance, freedom: float(special.chdtri(freedom, 1 - chance)))
 
 
 def _metrics(measurements: Trials) -> list[float]:

@@ -51,7 +51,7 @@ class Terminal:
                 if not night.paused:  # after that, only a change is worth a line
                     self.say(f"the proposer failed: {event.reason}")
             case ev.TrialBegun(number=0, attempt=1):
-                e = history.brief(night.experiments[event.experiment])
+                e = history.whole(night.experiments[event.experiment], brief=True)
                 label = e.label if e.number else "the program as it is, with several seeds"
                 self.say(f"#{e.number} {label}")
             case ev.Measured() if event.measurement.metric is not None or self.decides_nothing(event, night):

@@ -22,6 +22,7 @@ from agent.protocols import Emit, Job
 from agent.records import Measurement
 from agent.run.cache import CompileCache
 from agent.run.gpu import visible_gpus
+from agent.run.log import shorten
 from agent.run.sandbox import Sandbox, describe
 from agent.run.syscalls import PARENT
 from agent.run.task import Card, Interpreter, Metric, Task
@@ -94,6 +95,9 @@ class LocalExecutor:
 
     def discard(self, experiment: int) -> None:
         self._compiled.forget(experiment)
+
+    def shorten(self, experiment: int, number: int) -> None:
+        shorten(self.home / "logs" / f"{experiment}-{number}.log")
 
     def close(self, now: bool = False) -> None:
         with self._lock:
