@@ -243,10 +243,8 @@ class Actions:
 
     def shorten(self, night: Night, number: int) -> None:
         """Of old experiments that were not kept no whole log stays."""
-        e = night.experiments.get(number)
-        if e is not None and e.state == "published" and not e.kept:
-            for trial in e.trials:
-                self.executor.shorten(number, trial.number)
+        for trial in reverted(night, number):
+            self.executor.shorten(number, trial)
 
     def pin(self, night: Night, number: int) -> None:
         """Every commit that was measured stays for ever, whatever was decided about it."""
@@ -293,6 +291,12 @@ class Actions:
 
     def program(self, night: Night) -> Program:
         return self.history.program(night.program)
+
+
+def reverted(night: Night, number: int) -> list[int]:
+    """Trials of an experiment that is over and was not kept."""
+    e = night.experiments.get(number)
+    return [t.number for t in e.trials] if e is not None and e.state == "published" and not e.kept else []
 
 
 def ran(night: Night) -> list[Measurement]:
