@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import signal
+import time
 from collections import deque
 
 from agent import uptime
