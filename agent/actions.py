@@ -25,6 +25,7 @@ from agent.redact import hidden
 from agent.remake import remake
 from agent.run.inputs import difference
 
+FULL_LOGS = 200  # experiments, the newest, of which the whole logs stay; those of the baseline and of keeps always do
 GRACE = 2.0  # times what the contract allows a trial, plus as many minutes: after that it counts as lost
 
 
@@ -140,6 +141,8 @@ class Actions:
                 self.forget(night, e.number)
             if e.state == "published" and not e.kept:
                 self.executor.discard(e.number)
+            if e.number <= len(night.order) - FULL_LOGS:
+                self.shorten(night, e.number)
         return [*made, *(self.advance(night) if night.tip else [])]
 
     def remake(self) -> list[Event]:
@@ -197,6 +200,7 @@ class Actions:
             target=program.metric.target,
             seeds=baseline_trials(budget),
             tests=program.test is not None,
+            budget_seconds=budget.seconds,
             trial_seconds=GRACE * (times.startup + budget.seconds + times.evaluation + 60),
         )
 
@@ -225,6 +229,7 @@ class Actions:
         return Job(
             what=what, experiment=number, number=index, attempt=begun.attempt, commit=trial.commit, seed=trial.seed,
             slot=begun.slot, program=self.program(night), builds_on=night.kept.get(night.experiments[number].parent),
+            slowest_start=slowest_start(night), speaks=any(m.startup_seconds > 0 for m in ran(night)),
         )  # fmt: skip
 
     def count_as_crash(self, night: Night, number: int, index: int) -> Event:
@@ -256,9 +261,15 @@ class Actions:
             self.executor.discard(number)
         if e.published:
             self.pin(night, number)
+        self.shorten(night, number - FULL_LOGS)
         for done in [number, *list(night.kept.values())[-2:]]:  # the incumbent may have been run again for this
             self.forget(night, done)
         return notes
+
+    def shorten(self, night: Night, number: int) -> None:
+        """Of old experiments that were not kept no whole log stays."""
+        for trial in reverted(night, number):
+            self.executor.shorten(number, trial)
 
     def pin(self, night: Night, number: int) -> None:
         """Every commit that was measured stays for ever, whatever was decided about it."""
@@ -313,6 +324,26 @@ class Actions:
 
     def program(self, night: Night) -> Program:
         return self.history.program(night.program)
+
+
+def reverted(night: Night, number: int) -> list[int]:
+    """Trials of an experiment that is over and was not kept."""
+    e = night.experiments.get(number)
+    return [t.number for t in e.trials] if e is not None and e.state == "published" and not e.kept else []
+
+
+def ran(night: Night) -> list[Measurement]:
+    """Of the trials that worked: those of the baseline, and of all that was kept."""
+    experiments = {0, *night.kept.values()} & night.experiments.keys()
+    trials = [t.measurement for number in experiments for t in night.experiments[number].trials]
+    return [m for m in trials if m and m.outcome == "ok"]
+
+
+def slowest_start(night: Night) -> float | None:
+    """Of what was kept, once there is an incumbent; for a script without progress what it took beyond its budget."""
+    if not night.kept or night.rules is None:
+        return None
+    return max(m.startup_seconds or max(0.0, m.training_seconds - night.rules.budget_seconds) for m in ran(night))
 
 
 def short(reply, *names: str):

@@ -12,6 +12,7 @@ from agent.errors import ProgramError, ProposerError
 from agent.events import Event
 from agent.history import History
 from agent.judge.noise import Noise
+from agent.judge.verdict import failures
 from agent.night import Night
 from agent.program import Program
 from agent.protocols import Journal, Prompter, Proposer, Repository, Request
@@ -103,9 +104,11 @@ class Asking:
     def facts(self, finished: tuple[Experiment, ...]) -> dict[str, object]:
         """What a prompt says beside the contract and the history."""
         noise = Noise.of_night(finished)
+        kept = [e for e in finished if e.verdict and e.verdict.kept]
         return {
             "noise": 2 * noise.sigma if noise.sigma is not None else None,
             "Noise between seeds": str(noise),
+            "Trials of what was kept that failed": failures(*kept) or None,
             "This machine trains on": self.device,
         }
 

@@ -42,6 +42,8 @@ class Rules(Record):
     """A kept commit is scored on the held-out split."""
     trial_seconds: float
     """No trial lasts longer; one of which nothing was heard for so long is lost."""
+    budget_seconds: float = 0.0
+    """Of the training of one trial."""
 
     def reached(self, value: float) -> bool:
         if self.target is None:
@@ -107,6 +109,9 @@ class Requested(Event):
 
 class Waited(Event):
     """A time that the policy waited for has passed."""
+
+    stopped: float = 0.0
+    """Seconds of a wait in which this process was stopped: nothing in flight is the later for them."""
 
 
 class Blocked(Event):

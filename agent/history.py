@@ -15,6 +15,8 @@ from agent.night import Night
 from agent.program import Program
 from agent.records import Call, Experiment, Measurement, Proposal, Reply, Trial
 
+SHORT_EDITS = 1000  # characters
+
 Read = Callable[[str], str]
 """Hash -> text, from the side table of the journal."""
 
@@ -37,7 +39,8 @@ class History:
         return tuple(self.brief(night.experiments[number]) for number in night.order)
 
     def brief(self, e: state.Experiment) -> Experiment:
-        """Without questions, files, curves and logs; of a crash the end of its log stays."""
+        """Without questions, files, long edits, replies that were applied, curves and logs; of what was not kept
+        without numbers either, and of a crash the end of its log stays."""
         before = self.told.get(e.number)
         if before is None or before[0] is not e:
             before = e, self.whole(e, brief=True)
@@ -52,27 +55,34 @@ class History:
             state=e.state,
             parent=e.parent,
             commit=e.published or e.commit or None,
-            proposal=Proposal.model_validate_json(self.read(e.proposal)) if e.proposal else None,
+            proposal=self.proposal(e, brief) if e.proposal else None,
             files={} if brief else self.files(e.files),
             verdict=e.verdict,
             trials=tuple(self.trial(e, t, brief and not (failed and t.number == last)) for t in e.trials),
-            calls=tuple(self.call(turn, call, brief) for turn, call in enumerate(e.calls)),
+            calls=tuple(self.call(turn, call, brief, bool(e.proposal)) for turn, call in enumerate(e.calls)),
             test_numbers=None if e.test is None else json.loads(self.read(e.test)) if e.test else {},
             created=e.created,
         )
 
+    def proposal(self, e: state.Experiment, brief: bool) -> Proposal:
+        """In brief without edits that no search could learn from: those of a change of one constant are short."""
+        proposal = Proposal.model_validate_json(self.read(e.proposal))
+        long = sum(len(edit.search) + len(edit.replace) for edit in proposal.edits) > SHORT_EDITS
+        return proposal.model_copy(update={"edits": ()}) if brief and long else proposal
+
     def trial(self, e: state.Experiment, t: state.Trial, brief: bool = False) -> Trial:
         measurement = t.measurement
-        if measurement and t.details:
+        if measurement and t.details and (e.kept or not brief):
             measurement = Measurement.model_validate_json(self.read(t.details))
-        if measurement and brief:
-            measurement = measurement.model_copy(update={"curve": (), "log_tail": ""})
+            if brief:
+                measurement = measurement.model_copy(update={"curve": (), "log_tail": ""})
         known = {"experiment": e.number, "number": t.number, "commit": t.commit, "seed": t.seed}
         return Trial(**known, measurement=measurement, superseded=t.superseded)
 
-    def call(self, turn: int, call: state.Call, brief: bool = False) -> Call:
+    def call(self, turn: int, call: state.Call, brief: bool, applied: bool) -> Call:
+        reply = call.reply if brief and applied else self.reply(call)
         question = "" if brief else self.read(call.question)
-        return Call(turn=turn, kind=call.kind, question=question, reserved_usd=call.charge, reply=self.reply(call))
+        return Call(turn=turn, kind=call.kind, question=question, reserved_usd=call.charge, reply=reply)
 
     def reply(self, call: state.Call) -> Reply | None:
         return call.reply and call.reply.model_copy(update={"text": self.read(call.text)})

@@ -12,7 +12,7 @@ from agent.history import History
 from agent.judge import checks, integrity
 from agent.judge.chain import put_onto
 from agent.judge.noise import Noise, Rerun
-from agent.judge.verdict import is_slip, weigh
+from agent.judge.verdict import failures, is_slip, tried_again, weigh
 from agent.night import Night
 from agent.program import Program
 from agent.propose import edits
@@ -100,9 +100,13 @@ class Judging:
         experiment = self.history.whole(e)
         last = experiment.current[-1]
         if last.outcome != "ok":
+            if again := tried_again(experiment, self.history.finished(night)):
+                return ev.RerunWanted(experiment=number, of=again.of, reason=again.reason)
             if self.converses and not e.calls[-1].fallback and is_slip(experiment):
                 return ev.SentBack(experiment=number)
-            return judged(number, Verdict(kind=last.outcome, reason=last.reason))  # type: ignore[arg-type]
+            often = failures(experiment) if len(experiment.current) > 1 else ""
+            reason = f"{last.reason}; {often}" if often else last.reason
+            return judged(number, Verdict(kind=last.outcome, reason=reason))  # type: ignore[arg-type]
         parent = self.history.whole(night.experiments[night.kept[e.parent]])
         before = self.repository.read(e.parent, list(experiment.files))
         decision = weigh(program, parent, experiment, self.history.finished(night), before)
@@ -115,17 +119,20 @@ class Judging:
         return judged(number, decision)
 
     def judge_baseline(self, night: Night) -> Event:
-        """The unchanged program must run; several seeds tell its noise."""
+        """The unchanged program must run; several seeds tell its noise. One that fails at times is run again with
+        fresh seeds (`state.Experiment.missing`), and judged by what worked."""
         baseline = self.history.whole(night.experiments[0])
-        bad = next((m for m in baseline.current if m.outcome != "ok"), None)
-        if bad:
+        metrics, often = baseline.metrics, failures(baseline)
+        if len(metrics) < min(2, night.experiments[0].wanted):
+            bad = [m for m in baseline.current if m.outcome != "ok"][-1]
+            what = f"{often}, the last one: {bad.outcome}" if len(baseline.current) > 1 else bad.outcome
             return ev.BaselineFailed(
                 reason="the unchanged program does not run, so nothing can be compared: "
-                f"{bad.outcome}: {ev.cut(bad.reason)[:200]} (see `logs`); correct it, commit, and start again"
+                f"{what}: {ev.cut(bad.reason)[:200]} (see `logs`); correct it, commit, and start again"
             )
-        metrics = baseline.metrics
+        noise = str(Noise.of([metrics])) + (f"; {often}" if often else "")
         mean = sum(metrics) / len(metrics)
-        return judged(0, Verdict(kind="baseline", reason=str(Noise.of([metrics])), metric=mean))
+        return judged(0, Verdict(kind="baseline", reason=noise, metric=mean, trials=len(metrics)))
 
     def rebase(self, night: Night, number: int) -> Event:
         """Put the change onto the present incumbent: the same experiment, a new commit, to be confirmed there."""
@@ -137,11 +144,11 @@ class Judging:
         metric = whole.metrics[0] if whole.metrics else None
         if files is None:
             why = f"better than its parent, but it can't be put onto experiment {best}: both change the same lines"
-            return judged(number, Verdict(kind="discard", reason=why, metric=metric))
+            return judged(number, Verdict(kind="discard", reason=why, metric=metric, trials=1))
         mark = checks.fingerprint({**now, **files})
         if mark == checks.fingerprint(now):
             why = f"experiment {best} was kept meanwhile and holds this change already"
-            return judged(number, Verdict(kind="discard", reason=why, metric=metric))
+            return judged(number, Verdict(kind="discard", reason=why, metric=metric, trials=1))
         message = first_note(self.history, night, number, program)
         commit = self.repository.commit_files(night.tip, files, message, e.created)
         return ev.Rebased(

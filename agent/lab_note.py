@@ -24,8 +24,8 @@ def lab_note(experiment: Experiment, incumbent: Experiment | None, program: Prog
         }
         if verdict.interval:
             low, high = verdict.interval
-            trailers["Interval"] = f"{number(verdict.effect)} better, 95% {number(low)} .. {number(high)}"
-        trailers["Trials"] = str(len(experiment.measurements))
+            trailers["Interval"] = f"{number(verdict.effect)} better, 90% {number(low)} .. {number(high)}"
+        trailers["Trials"] = str(experiment.counted)
         trailers["Verdict"] = " ".join(verdict.reason.split())
     if proposal:
         trailers["Category"] = proposal.category

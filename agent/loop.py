@@ -19,6 +19,8 @@ from agent.policy import Capacity
 from agent.protocols import Clock, Inbox, Journal
 from agent.records import Stoppers, Surroundings
 
+LATE = 30.0  # seconds by which a wait can only be missed where this process was stopped
+
 
 @dataclass
 class Loop:
@@ -45,8 +47,17 @@ class Loop:
             if action is not None:
                 self.record(self.actions.prepare(action, self.night))
             else:
-                self.hear(self.inbox.wait(policy.deadline(self.night)) or [Waited()])
+                self.wait(policy.deadline(self.night))
         return ended
+
+    def wait(self, until: float | None) -> None:
+        """For something to arrive, or until a time that the policy waits for."""
+        began = self.clock.now()
+        heard = self.inbox.wait(until)
+        now = self.clock.now()
+        if until is not None and now > max(began, until) + LATE:
+            heard = [Waited(stopped=now - began), *heard]
+        self.hear(heard or [Waited()])
 
     def take_up(self) -> None:
         """Read the journal, and make refs and folders agree with it."""

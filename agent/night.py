@@ -50,9 +50,7 @@ class Night(Standing):
     def settle(self, number: int) -> Night:
         """After the end of a trial: is everything here that the judge was waiting for?"""
         e = self.experiments[number]
-        ended = [t.measurement for t in e.current if t.measurement]
-        broken = any(m.outcome != "ok" for m in ended) if number == 0 else bool(ended) and ended[-1].outcome != "ok"
-        if e.state == "trials" and len(ended) == len(e.current) and (broken or len(ended) >= e.wanted):
+        if e.state == "trials" and e.current and all(t.measurement for t in e.current) and not e.missing:
             return self.change(number, state="measured")
         return self
 
@@ -100,7 +98,16 @@ class Night(Standing):
         return replace(night, finishing=event.text or "a person asked for an end", unblock=event.then)
 
     def on_Waited(self, event: ev.Waited) -> Night:
-        return self
+        night = self
+        for e in night.alive if event.stopped else ():
+            if e.asking:
+                night = night.change_call(e.number, began=e.asking.began + event.stopped)
+            for t in e.trials:
+                if t.running:
+                    night = night.change_trial(e.number, t.number, began=t.began + event.stopped)
+            if e.test_slot is not None:
+                night = night.change(e.number, test_began=e.test_began + event.stopped)
+        return night
 
     def on_Blocked(self, event: ev.Blocked) -> Night:
         return replace(self, blocked=event.reason, unblock=event.then)
@@ -125,7 +132,7 @@ class Night(Standing):
         return replace(self, experiments={0: baseline}, undecided=(0,), tried={event.fingerprint: 0})
 
     def on_BaselineFailed(self, event: ev.BaselineFailed) -> Night:
-        self.need(0, "measured")
+        self.need(0, "measured", "trials")  # once it ended at the first trial that failed
         return replace(self, baseline_failed=event.reason)
 
     def on_Asked(self, event: ev.Asked) -> Night:

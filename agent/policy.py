@@ -276,8 +276,7 @@ def train(night: Night, can: Capacity) -> Action | None:
     if best and wait_for_best and not any(t.measurement is None for t in best.trials):
         return Train(best.number, len(best.trials), slot)
     for e in night.open:
-        failed = e.number == 0 and any(t.measurement and t.measurement.outcome != "ok" for t in e.current)
-        if e.state == "trials" and len(e.current) < e.wanted and not failed:
+        if e.state == "trials" and e.missing:
             return Train(e.number, len(e.trials), slot)
     return None
 

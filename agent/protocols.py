@@ -77,6 +77,11 @@ class Job(Record):
     program: Program
     builds_on: int | None = None
     """The kept experiment that its change was made to: it may start from what that one compiled."""
+    slowest_start: float | None = None
+    """Most seconds that a trial of what was kept spent beside its training budget, so that one which hangs is ended
+    sooner than the contract says. None: not known yet."""
+    speaks: bool = False
+    """The training command was seen to print progress in this night."""
 
 
 class Executor(Protocol):
@@ -99,6 +104,10 @@ class Executor(Protocol):
 
     def discard(self, experiment: int) -> None:
         """It was not kept: delete what its trials compiled, so that it serves no other."""
+        ...
+
+    def shorten(self, experiment: int, number: int) -> None:
+        """This trial is long over, and was not kept: of what it printed the last lines are enough."""
         ...
 
     def close(self, now: bool = False) -> None:

@@ -5,7 +5,8 @@ Everything here survives a round trip through JSON, because the ledger keeps it 
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -22,6 +23,8 @@ VerdictKind = Literal[
     "skipped",
 ]
 KEPT: frozenset[VerdictKind] = frozenset({"baseline", "keep", "simplification"})
+
+NO_NAMES: frozenset[str] = frozenset()
 
 CallKind = Literal["first", "repair", "slip"]
 State = Literal[
@@ -42,6 +45,16 @@ class Record(BaseModel):
     """A frozen value; unknown fields are an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def model_post_init(self, context: Any) -> None:
+        """Which fields were given is never asked for, and a set of them takes more memory than most records."""
+        object.__setattr__(self, "__pydantic_fields_set__", NO_NAMES)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(deep=deep)
+        for name, value in (update or {}).items():
+            object.__setattr__(copied, name, value)
+        return copied
 
 
 class Edit(Record):
@@ -164,7 +177,10 @@ class Verdict(Record):
     effect: float | None = None
     """Improvement over the incumbent in the metric's unit; positive is better, whatever the direction."""
     interval: tuple[float, float] | None = None
-    """95% interval of the effect, where it was measured."""
+    """Of the effect, where it was measured: two-sided 90%, so that its ends are those of the one-sided 5% tests that
+    decide. A keep's lies above 0."""
+    trials: int | None = None
+    """Trials that `metric` is the mean of; None in nights of before, and where there is no metric."""
     review: bool = False
     """True: implausible or borderline; a person should look before trusting it."""
 
@@ -205,8 +221,16 @@ class Experiment(Record):
 
     @property
     def current(self) -> tuple[Measurement, ...]:
-        """Of every finished trial of the present commit, in order."""
-        return tuple(t.measurement for t in self.trials if t.measurement and not t.superseded)
+        """Of every finished trial of the present commit, in order; a crash that was sent back was another commit's."""
+        newest = self.trials[-1].commit if self.trials else ""
+        return tuple(t.measurement for t in self.trials if t.measurement and not t.superseded and t.commit == newest)
+
+    @property
+    def counted(self) -> int:
+        """Trials that its metric is the mean of, as the verdict says it; without a metric those that have ended."""
+        if self.verdict and self.verdict.trials is not None:
+            return self.verdict.trials
+        return len(self.metrics) or len(self.current)
 
     @property
     def unselected(self) -> bool:

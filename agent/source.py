@@ -1,7 +1,8 @@
 """The text of an editable file, read once for everybody who asks: does it compile, and is it the same program?
 
 Python is compared by its syntax tree without comments, docstrings and layout. Formats that a parser of the standard
-library or PyYAML reads are compared by what they say. Any other text is compared as it is, but for blanks at line ends.
+library or PyYAML reads are compared by what they say, and code in other common languages without its comments and
+layout. Any other text is compared as it is, but for blanks at line ends.
 """
 
 from __future__ import annotations
@@ -78,6 +79,8 @@ def _meaning(suffix: str, text: str) -> str:
         tree = read_python(text).tree
         return _lines(text) if tree is None else ast.dump(tree)
     try:
+        if suffix in UNINDENTED:
+            return _without_comments(suffix, text)
         return READERS[suffix](text) if suffix in READERS else _lines(text)
     except (ValueError, RecursionError, yaml.YAMLError, configparser.Error):
         return _lines(text)
@@ -109,6 +112,31 @@ def _shell(text: str) -> str:
     return _lines(text) if "<<" in text or open_ended else "\n".join(code)
 
 
+def _without_comments(suffix: str, text: str) -> str:
+    """The tokens of a language in which indentation means nothing; directives that look like comments stay."""
+    from pygments.lexers import get_lexer_by_name  # here, because few need it
+    from pygments.token import Comment, Text
+
+    directives = Comment.Preproc, Comment.PreprocFile, Comment.Hashbang, Comment.Special
+    said: list[str] = []
+    for kind, value in get_lexer_by_name(UNINDENTED[suffix]).get_tokens(text):
+        if kind in Text or kind in Comment and not any(kind in directive for directive in directives):
+            blank = "\n" if "\n" in value else " "
+            before = said.pop() if said and said[-1] in ("\n", " ") else " "
+            said.append(min(before, blank))  # a run of blanks with a line end in it is a line end
+        else:
+            said.append(value)
+    return _lines("".join(said)).strip()
+
+
+UNINDENTED = {
+    **dict.fromkeys(("c", "h"), "c"),
+    **dict.fromkeys(("cc", "cpp", "cxx", "hpp", "hh"), "cpp"),
+    **dict.fromkeys(("cu", "cuh"), "cuda"),
+    **dict.fromkeys(("js", "mjs", "cjs"), "javascript"),
+    **{"ts": "typescript", "rs": "rust", "go": "go", "java": "java", "jl": "julia", "lua": "lua", "r": "r"},
+}
+"""Suffix -> lexer of Pygments."""
 READERS: dict[str, Callable[[str], str]] = {
     "json": lambda text: repr(json.loads(text)),
     "yaml": _yaml,

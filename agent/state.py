@@ -15,16 +15,21 @@ from agent.events import Event, Hash, Rules
 from agent.records import CallKind, Measurement, Reply, State, Stoppers, Verdict
 
 S = TypeVar("S")
+FAILED_MORE = 3  # trials of a commit that fail, over those that work, before it is not run again
 
 
 def replace(state: S, /, **changes: Any) -> S:
     """dataclasses.replace, without its checks: a night is folded anew at every start, and by every observer."""
     new = object.__new__(type(state))
-    new.__dict__.update(state.__dict__, **changes)
+    if isinstance(state, Call | Trial | Experiment):
+        for name in type(state).__slots__:
+            object.__setattr__(new, name, changes[name] if name in changes else getattr(state, name))
+    else:
+        new.__dict__.update(state.__dict__, **changes)
     return new
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of a proposer."""
 
@@ -44,7 +49,7 @@ class Call:
     text: Hash = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Trial:
     """One trial. It is begun, with the same number and seed, until it has a measurement."""
 
@@ -69,7 +74,7 @@ class Trial:
     """After two faults of this trial, the incumbent ran on this machine without one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Experiment:
     """Where one experiment stands."""
 
@@ -108,6 +113,18 @@ class Experiment:
     @property
     def current(self) -> tuple[Trial, ...]:
         return tuple(t for t in self.trials if not t.superseded)
+
+    @property
+    def missing(self) -> int:
+        """Trials that are still to be begun before it is judged. Those of the baseline that failed are made again with
+        fresh seeds; of any other experiment the judge says after each trial whether it wants one more."""
+        if self.number:
+            return max(0, self.wanted - len(self.current))
+        ended = [t.measurement for t in self.current if t.measurement]
+        failed = sum(m.outcome != "ok" for m in ended)
+        sure = failed == len(ended) and any(m.outcome in ("timeout", "violation") for m in ended)
+        given_up = sure or too_flaky(len(ended) - failed, failed)
+        return 0 if given_up else max(0, self.wanted + failed - len(self.current))
 
     @property
     def kept(self) -> bool:
@@ -247,6 +264,11 @@ class Standing:
             case ev.Requested():
                 return event.id not in self.requests
         return True
+
+
+def too_flaky(worked: int, failed: int) -> bool:
+    """Whether a commit has failed so often that one more trial of it is not worth its time."""
+    return failed >= FAILED_MORE + worked
 
 
 def added(spent: float | None, more: float | None) -> float | None:

@@ -34,8 +34,25 @@ HARMLESS = [
 CAUGHT_EITHER_WAY = {"write_evaluator_copy", "stay_silent"}  # by the executor, whatever the sandbox
 
 
+SHARPEST = [
+    *("key_home", "kill_everything", "link_hardlink", "metric_read_answers", "net_tcp_address", "write_git_hook"),
+]
+"""One of each kind, for the fast suite; `python -m bench.attack` and the slow tests run them all."""
+
+
+@pytest.mark.timeout(300)
+def test_the_sharpest_attacks_are_blocked_and_do_succeed_without_a_sandbox() -> None:
+    chosen = attacks(SHARPEST)
+    assert len(chosen) == len(SHARPEST)
+    assert [[r.name, *r.harm, r.honest] for r in run_all(chosen, 2, WALLS["bubblewrap"]) if not r.blocked] == []
+    open_ones = sorted({*SHARPEST} & {*HARMLESS} - CAUGHT_EITHER_WAY - needs_rights())
+    with arena(Arena, Unsandboxed()) as place:
+        assert [path.stem for path in attacks(open_ones) if not place.attack(path).harm] == []
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("wall", ["bubblewrap", pytest.param("landlock", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("wall", ["bubblewrap", "landlock"])
 def test_every_attack_is_blocked_and_the_next_experiment_unharmed(wall: str) -> None:
     chosen = attacks([])
     assert len(chosen) >= 40
@@ -50,6 +67,7 @@ def test_every_attack_is_blocked_and_the_next_experiment_unharmed(wall: str) -> 
     assert all(result.sentence.endswith(".") for result in results)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_attacks_succeed_without_a_sandbox() -> None:
     with arena(Arena, Unsandboxed()) as place:
@@ -63,6 +81,8 @@ def needs_rights() -> set[str]:
     return set() if os.geteuid() == 0 else {"key_host_memory", "metric_parent_memory", "key_proc_environ"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_held_out_answers_help_where_nothing_hides_them() -> None:
     with arena(Leaks, Unsandboxed()) as place:
         (path,) = attacks(["leak_answers_file"])

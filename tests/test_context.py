@@ -80,7 +80,7 @@ def test_contract_direction_state_and_files_are_told():
         "20s",
         "prepare.py",
         "Baseline: val_bpb 1.6",
-        "val_bpb 1.4321, the mean of 1 trial; experiment #1",
+        "val_bpb 1.4321, 1 trial; experiment #1",
         "a difference under 0.012 in val_bpb means nothing",
         "device: one H200",
         FILES["train.py"],

@@ -67,6 +67,8 @@ def test_the_metric_is_on_a_line_of_its_own_and_the_last_one_counts() -> None:
     assert find_metric(loss, "loss: 3.5\nmy loss: 1\n  LOSS = 2e-1\nlosses: 4") == 0.2
     with pytest.raises(ValueError, match="loss is nan"):
         find_metric(loss, "loss: 3.5\nloss: nan")
+    with pytest.raises(ValueError, match="no measurement is so large"):
+        find_metric(loss, "loss: -1e200")
 
 
 @pytest.mark.timeout(60)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
-from scipy import stats
+from scipy import special  # scipy.stats has the same quantiles, and takes 60 MB more
 
 from agent.program import Budget, Program
 from agent.records import Experiment, Measurement, Record, Verdict, VerdictKind
@@ -20,6 +20,7 @@ Trials = Sequence[Measurement]  # the ok measurements of one commit, in the orde
 BASELINE_SECONDS = 900.0  # about what the baseline's seeds may cost
 WILD = 0.999  # of the F distribution: a commit that varies more than this has a noise of its own
 LARGE = 10**6  # degrees of freedom at which Student's t is the normal distribution
+INTERVAL = 0.9  # what verdicts print: its ends are those of the one-sided tests at Rule.confirm
 LIGHTER = 0.95  # peak memory at most this share of the incumbent's makes a change simpler
 
 
@@ -86,7 +87,10 @@ class Noise(Record):
         if self.sigma is None or self.low is None or self.high is None:
             return "the noise between seeds is not measured yet"
         if self.sigma == 0:
-            return f"no noise: {self.freedom + 1} trials with different seeds gave the same value"
+            return (
+                f"no noise: {self.freedom + 1} trials with different seeds gave the same value "
+                "(where that is not meant: training has to read RESEARCH_SEED)"
+            )
         return (
             f"one trial's standard deviation over seeds is {self.sigma:.2g} "
             f"(95% interval {self.low:.2g}..{self.high:.2g}, {self.freedom} degrees of freedom); "
@@ -133,26 +137,31 @@ def decide(
     shorter: bool,
     baseline: bool = False,
     rule: Rule = RULE,
+    more: bool = True,
 ) -> Verdict | Rerun:
     """Keep, discard, or ask for one more trial; call it again with the noise as it is after that.
 
     candidate[0] selected the candidate, and so did incumbent[0] unless `baseline` (experiment 0). A keep
     rests on the candidate's later trials only, except where the noise is zero or program.reruns is 0.
+    Without `more` the incumbent can't be run again, and what is known of it has to do.
     """
     first, fresh = _metrics(candidate[:1]), _metrics(candidate[1:])
     if breach := _breach(program, incumbent, candidate):
-        return Verdict(kind="discard", reason=breach, metric=first[0])
+        return Verdict(kind="discard", reason=breach, metric=first[0], trials=1)
     held = counted(_metrics(incumbent), baseline)
     if noise.sigma is None:
         noise = Noise.of([held])
+    if noise.sigma is None and not more:
+        why = "the noise can't be measured: the incumbent works too rarely"
+        return Verdict(kind="discard", reason=why, metric=first[0], trials=1, review=True)
     if noise.sigma is None:
         return Rerun(of="incumbent", reason=str(noise))
     simpler = program.simplify and (shorter or _lighter(incumbent, candidate))
     if noise.sigma == 0:
         return _exact(Gap.between(program, held, first, noise), simpler)
     if not fresh:
-        return _first_look(program, Gap.between(program, held, first, noise), len(held), simpler, rule)
-    return _look(program, Gap.between(program, held, fresh, noise), len(held), simpler, rule)
+        return _first_look(program, Gap.between(program, held, first, noise), len(held), simpler, rule, more)
+    return _look(program, Gap.between(program, held, fresh, noise), len(held), simpler, rule, more)
 
 
 def gain(program: Program, baseline: Trials, final: Trials, noise: Noise) -> tuple[float, tuple[float, float]] | None:
@@ -161,7 +170,7 @@ def gain(program: Program, baseline: Trials, final: Trials, noise: Noise) -> tup
     if noise.sigma is None:
         return None
     gap = Gap.between(program, _metrics(baseline), counted(_metrics(final), baseline=False), noise)
-    return gap.effect, gap.interval
+    return gap.effect, gap.within(0.95)
 
 
 class Gap(NamedTuple):
@@ -182,11 +191,20 @@ class Gap(NamedTuple):
         error = noise.sigma * math.sqrt(1 / len(trials) + 1 / len(held))
         return cls(mean, effect, error, noise.sigma, noise.freedom, len(trials))
 
+    def within(self, share: float) -> tuple[float, float]:
+        """The two-sided interval that holds the effect in this share of all cases."""
+        reach = t_quantile(0.5 + share / 2, self.freedom) * self.error
+        return self.effect - reach, self.effect + reach
+
     @property
     def interval(self) -> tuple[float, float]:
-        """95%, two-sided."""
-        reach = t_quantile(0.975, self.freedom) * self.error
-        return self.effect - reach, self.effect + reach
+        """As Verdict.interval."""
+        return self.within(INTERVAL)
+
+    @property
+    def noise_alone(self) -> bool:
+        """It may be the noise and nothing else."""
+        return self.interval[0] <= 0 <= self.interval[1]
 
     def __str__(self) -> str:
         return f"{self.effect:.{_places(self.error)}f}"
@@ -196,53 +214,55 @@ class Gap(NamedTuple):
         low, high = self.interval
         places = _places(self.error)
         word = "better" if self.effect >= 0 else "worse"
-        many = "1 trial" if self.trials == 1 else f"{self.trials} trials"
+        many = "1 trial" if self.trials == 1 else f"mean of {self.trials} trials"
         reason = (
             f"{abs(self.effect):.{places}f} {word} than the incumbent, "
-            f"95% interval {low:.{places}f}..{high:.{places}f}, {many}{why}"
+            f"{INTERVAL:.0%} interval {low:.{places}f}..{high:.{places}f}, {many}{why}"
         )
-        measured = {"metric": self.mean, "effect": self.effect, "interval": (low, high)}
+        measured = {"metric": self.mean, "effect": self.effect, "interval": (low, high), "trials": self.trials}
         return Verdict(kind=kind, reason=reason, review=review, **measured)
 
 
-def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> Verdict | Rerun:
+def _first_look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule, more: bool) -> Verdict | Rerun:
     """The trial that selects may discard, or send to confirmation; it can't keep, unless reruns is 0."""
     ratio = gap.effect / gap.error
     if not program.reruns:
         if ratio <= t_quantile(1 - rule.confirm, gap.freedom):
             return gap.verdict("discard")
         return gap.verdict("keep", "; not confirmed, because program.md says reruns: 0", review=True)
-    if held < rule.known and rule.near[0] < ratio < rule.near[1]:
+    if more and held < rule.known and rule.near[0] < ratio < rule.near[1]:
         return Rerun(of="incumbent", reason=f"near the line, and the incumbent has only {held} trials")
     bar = t_quantile(1 - rule.screen, gap.freedom)
     if ratio > bar:
         return Rerun(of="candidate", reason=f"{gap} better in its first trial, to be confirmed")
     if simpler and ratio > -bar:
         return Rerun(of="candidate", reason="simpler and about equal in its first trial, to be confirmed")
-    return gap.verdict("discard", ", within the noise" if abs(ratio) <= bar else "")
+    return gap.verdict("discard", ", within the noise" if gap.noise_alone else "")
 
 
-def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule) -> Verdict | Rerun:
+def _look(program: Program, gap: Gap, held: int, simpler: bool, rule: Rule, more: bool) -> Verdict | Rerun:
     """The fresh trials alone, `gap.trials` of them, against the incumbent's pooled mean."""
     allowed = max(program.reruns, 1)
     share = min(1.0, gap.trials / allowed)
     if gap.effect > t_quantile(1 - rule.confirm * share**rule.spend, gap.freedom) * gap.error:
         return gap.verdict("keep")
     if simpler and gap.effect >= 0 and gap.trials >= min(2, allowed):
-        return gap.verdict("simplification", ", equal within the noise and simpler")
+        same = "equal within the noise" if gap.noise_alone else "no worse"
+        return gap.verdict("simplification", f", {same} and simpler")
     asked = t_quantile(1 - rule.confirm, LARGE) * gap.sigma * math.sqrt(1 / allowed + 1 / max(held, allowed))
     hopeful = gap.effect + rule.hope * gap.error > asked or (simpler and gap.trials < 2)
-    if hopeful and held < gap.trials:
+    if more and hopeful and held < gap.trials:
         return Rerun(of="incumbent", reason=f"the candidate has {gap.trials} trials, the incumbent only {held}")
     if hopeful and gap.trials < allowed:
-        return Rerun(of="candidate", reason=f"an effect of {gap} so far, within the noise")
-    return gap.verdict("discard", ", within the noise" if gap.interval[0] <= 0 <= gap.interval[1] else "")
+        why = "within the noise" if gap.noise_alone else "not sure enough yet"
+        return Rerun(of="candidate", reason=f"an effect of {gap} after {gap.trials} of {allowed} fresh trials, {why}")
+    return gap.verdict("discard", ", within the noise" if gap.noise_alone else "")
 
 
 def _exact(gap: Gap, simpler: bool) -> Verdict:
     """No noise was measured, so one trial tells all: strictly better, or exactly equal and simpler."""
     size = f"{abs(gap.effect):.6g}"
-    measured = {"metric": gap.mean, "effect": gap.effect, "interval": (gap.effect, gap.effect)}
+    measured = {"metric": gap.mean, "effect": gap.effect, "interval": (gap.effect, gap.effect), "trials": gap.trials}
     if gap.effect > 0:
         return Verdict(kind="keep", reason=f"{size} better than the incumbent, without noise", **measured)
     if gap.effect == 0 and simpler:
@@ -287,9 +307,9 @@ def _number(measurement: Measurement, name: str) -> float | None:
     return measurement.numbers.get(name) if told else None
 
 
-t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.t.ppf(chance, freedom)))
-_f_quantile = lru_cache(maxsize=4096)(lambda above, below: float(stats.f.ppf(WILD, above, below)))
-_chi2 = lru_cache(maxsize=4096)(lambda chance, freedom: float(stats.chi2.ppf(chance, freedom)))
+t_quantile = lru_cache(maxsize=4096)(lambda chance, freedom: float(special.stdtrit(freedom, chance)))
+_f_quantile = lru_cache(maxsize=4096)(lambda above, below: float(special.fdtri(above, below, WILD)))
+_chi2 = lru_cache(maxsize=4096)(lambda chance, freedom: float(special.chdtri(freedom, 1 - chance)))
 
 
 def _metrics(measurements: Trials) -> list[float]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from agent.judge.integrity import implausible
 from agent.judge.noise import Noise, Rerun, decide
 from agent.program import Program
 from agent.records import Experiment, Measurement, Verdict
+from agent.state import too_flaky
 
 SLIPS = 2  # times that a crash within seconds goes back to the proposer as part of the same experiment
 SLIP_SECONDS = 10.0  # of training; a later crash is a result, not a slip
+SAME = 3  # trials with one value, where those of others differ, that are no chance any more
 CONFIRMATIONS = 2  # fresh seeds that an implausible gain must survive
 
 
@@ -27,12 +30,18 @@ def weigh(
     trials = worked(experiment)
     if experiment.unselected:  # selected on an older commit, so that every trial of this one is fresh
         trials = [trials[0], *trials]
-    decision = decide(program, worked(incumbent), trials, noise, shorter, baseline=incumbent.unselected)
-    if isinstance(decision, Rerun) and decision.of == "incumbent" and incumbent.current[-1].outcome != "ok":
-        why = f"the incumbent's own rerun failed ({incumbent.current[-1].reason}), so the two can't be compared"
-        return Verdict(kind="discard", reason=why, metric=experiment.metrics[0], review=True)
+    held = worked(incumbent)
+    more = not too_flaky(len(held), len(incumbent.current) - len(held))
+    decision = decide(program, held, trials, noise, shorter, baseline=incumbent.unselected, more=more)
     if isinstance(decision, Rerun) or not decision.kept or decision.effect is None:
         return decision
+    if noise.sigma and same_value(experiment):
+        trials = len(experiment.metrics)
+        if trials < min(SAME, 1 + program.reruns):
+            return Rerun(of="candidate", reason="two seeds gave one value, where the incumbent's differ: once more")
+        why = f"held for review, not on the branch: the same value with {trials} seeds, where the incumbent's differ; "
+        why += f"does it still train with RESEARCH_SEED, and measure what it trained? ({decision.reason})"
+        return decision.model_copy(update={"kind": "discard", "review": True, "reason": why})
     gains = [e.verdict.effect for e in finished if e.verdict and e.verdict.kept and e.verdict.effect is not None]
     doubt = implausible(decision.effect, noise.sigma or 0.0, gains)
     if doubt is None:
@@ -40,6 +49,29 @@ def weigh(
     if len(experiment.metrics) < 1 + min(CONFIRMATIONS, program.reruns):
         return Rerun(of="candidate", reason=doubt)
     return decision.model_copy(update={"review": True, "reason": f"{decision.reason}; {doubt}"})
+
+
+def same_value(experiment: Experiment) -> bool:
+    """All trials of the candidate, with different seeds, gave one value."""
+    return len(experiment.metrics) > 1 and Noise.of([experiment.metrics]).sigma == 0
+
+
+def tried_again(experiment: Experiment, finished: Sequence[Experiment]) -> Rerun | None:
+    """The candidate's newest trial failed. Where kept commits fail at times as well, it may be no fault of the change:
+    once more with a fresh seed, but not for ever."""
+    last, failed = experiment.current[-1], len(experiment.current) - len(worked(experiment))
+    known = failures(*(e for e in finished if e.verdict and e.verdict.kept))
+    if not known or last.outcome == "violation" or too_flaky(len(worked(experiment)), failed + 1):
+        return None
+    return Rerun(of="candidate", reason=f"{last.outcome}: {last.reason}; but {known} of what was kept, so once more")
+
+
+def failures(*experiments: Experiment) -> str:
+    """`2 of 7 trials crashed`; "" where none failed."""
+    trials = [m for e in experiments for m in e.current]
+    counts = Counter(m.outcome for m in trials if m.outcome != "ok")
+    words = {"crash": "crashed", "timeout": "were killed at a limit of time", "violation": "broke a rule"}
+    return ", ".join(f"{n} of {len(trials)} trials {words.get(kind, kind)}" for kind, n in counts.most_common())
 
 
 def is_slip(experiment: Experiment) -> bool:

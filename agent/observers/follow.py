@@ -7,11 +7,12 @@ import traceback
 from pathlib import Path
 from typing import Protocol
 
-from agent.events import Event
+from agent.events import Event, Published
 from agent.history import History
 from agent.ledger import Ledger
 from agent.night import Night
 
+RECENT = 50  # experiments that an observer finds whole in its night; older ones only where they were kept
 TICK = 0.5  # seconds between two looks where nobody says that there is news
 GOODBYE = 10.0  # seconds that the end of a night waits for an observer
 
@@ -24,7 +25,7 @@ class Observer(Protocol):
         ...
 
     def see(self, event: Event, night: Night, history: History) -> None:
-        """One event, and the night with it."""
+        """One event, and the night with it; see RECENT."""
         ...
 
     def tick(self) -> None:
@@ -32,6 +33,14 @@ class Observer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def without_details(night: Night, number: int) -> Night:
+    """What was decided long ago, and not kept, is told by its verdict alone: observers add up to several nights in
+    memory."""
+    if night.experiments[number].kept:
+        return night
+    return night.change(number, calls=(), trials=(), files="", proposal="", fingerprint="")
 
 
 class Follower(threading.Thread):
@@ -57,12 +66,16 @@ class Follower(threading.Thread):
             for number, event in ledger.events():
                 night, cursor = night.after(event), number
             self.observer.start(night, history)
+            for number in night.order[:-RECENT]:
+                night = without_details(night, number)
             while True:
                 last = self.leaving.is_set()
                 self.news.clear()
                 for number, event in ledger.events(after=cursor):
                     night, cursor = night.after(event), number
                     self.observer.see(event, night, history)
+                    if isinstance(event, Published) and len(night.order) > RECENT:
+                        night = without_details(night, night.order[-RECENT - 1])
                 if last:
                     return
                 self.observer.tick()

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agent.judge.noise import Noise, gain
-from agent.judge.verdict import worked
+from agent.judge.verdict import failures, worked
 from agent.lab_note import dollars, duration, number
 from agent.observers.tsv import cell, seconds
 from agent.program import Program
@@ -60,6 +60,8 @@ def summary(
             table.add_row("gain", f"{claim[0]:.4g}, 95% interval {low:.4g} .. {high:.4g}; `audit` measures it again")
     else:
         table.add_row("best", "the baseline: nothing was kept")
+    if often := failures(done[0], *kept) if done else "":
+        table.add_row("flaky", f"{often}, of the baseline and what was kept")
     table.add_row("kept", f"{len(kept)} of {sum(1 for e in done if e.number)}")
     table.add_row("reverted", ", ".join(f"{count} {kind}" for kind, count in reverted.most_common()) or "none")
     test = [(e.number, e.test_numbers) for e in done if e.test_numbers]

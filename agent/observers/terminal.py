@@ -51,10 +51,10 @@ class Terminal:
                 if not night.paused:  # after that, only a change is worth a line
                     self.say(f"the proposer failed: {event.reason}")
             case ev.TrialBegun(number=0, attempt=1):
-                e = history.brief(night.experiments[event.experiment])
+                e = history.whole(night.experiments[event.experiment], brief=True)
                 label = e.label if e.number else "the program as it is, with several seeds"
                 self.say(f"#{e.number} {label}")
-            case ev.Measured() if event.measurement.metric is not None:
+            case ev.Measured() if event.measurement.metric is not None or self.decides_nothing(event, night):
                 self.measured(event, night, history)
             case ev.TrialFailed() | ev.MachineFault():
                 what = "the machine failed" if isinstance(event, ev.MachineFault) else "what runs it broke in"
@@ -88,7 +88,14 @@ class Terminal:
         trial = night.experiments[event.experiment].trials[event.number]
         took = duration(event.measurement.training_seconds)
         value = f"{history.program(night.program).metric.name} {number(event.measurement.metric)}"
+        if event.measurement.metric is None:
+            value = f"{event.measurement.outcome}: {event.measurement.reason}"
         self.say(f"#{event.experiment} trial {trial.number + 1}: {value} (trained {took}, seed {trial.seed})")
+
+    def decides_nothing(self, event: ev.Measured, night: Night) -> bool:
+        """No verdict will tell of this failed trial: it is run again, or was one more of the incumbent."""
+        e = night.experiments[event.experiment]
+        return e.number == 0 or e.state == "published"
 
     def published(self, event: ev.Published, night: Night) -> None:
         """One verdict, coloured."""

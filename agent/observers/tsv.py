@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from agent import state
 from agent.events import Event, Published
 from agent.history import History
 from agent.night import Night
@@ -37,6 +39,7 @@ class Results:
 
     def __init__(self, home: Path):
         self.path = home / "results.tsv"
+        self.rows: dict[int, tuple[state.Experiment | None, str]] = {}
 
     def start(self, night: Night, history: History) -> None:
         if night.order:
@@ -48,22 +51,34 @@ class Results:
 
     def write(self, night: Night, history: History) -> None:
         """On a full disk the table stays as it was until the next experiment is over."""
-        experiments = sorted(history.finished(night), key=lambda e: e.number)
+        for number in night.order:
+            e, before = night.experiments[number], self.rows.get(number)
+            if before is None or e.kept and before[0] is not e:  # it may have been run again, or tested
+                self.rows[number] = e if e.kept else None, line(row(history.whole(e, brief=True)))
         with contextlib.suppress(OSError):
-            write_results(self.path, experiments, history.program(night.program))
+            lines = [self.rows[number][1] for number in sorted(night.order)]
+            write_lines(self.path, lines, history.program(night.program))
 
     def tick(self) -> None: ...
     def close(self) -> None: ...
 
 
 def write_results(path: Path, experiments: Sequence[Experiment], program: Program) -> None:
+    write_lines(path, [line(row(e)) for e in experiments], program)
+
+
+def write_lines(path: Path, lines: Sequence[str], program: Program) -> None:
     """Write aside, then rename: a reader never sees half a table."""
     aside = path.with_suffix(".tmp")
-    with aside.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\")
-        table.writerow([program.metric.name if name == "METRIC" else name for name in COLUMNS + FURTHER])
-        table.writerows(row(e) for e in experiments)
+    names = line([program.metric.name if name == "METRIC" else name for name in COLUMNS + FURTHER])
+    aside.write_text("".join([names, *lines]), encoding="utf-8", newline="")
     os.replace(aside, path)
+
+
+def line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONE, escapechar="\\").writerow(cells)
+    return text.getvalue()
 
 
 def row(experiment: Experiment) -> list[str]:
@@ -84,7 +99,7 @@ def row(experiment: Experiment) -> list[str]:
         verdict.effect,
         low,
         high,
-        len(experiment.measurements),
+        experiment.counted,
         seconds(experiment),
         experiment.tokens,
         experiment.usd,

@@ -23,6 +23,7 @@ from agent.records import Measurement
 from agent.run.cache import CompileCache
 from agent.run.gpu import visible_gpus
 from agent.run.leftovers import remove
+from agent.run.log import shorten
 from agent.run.sandbox import Sandbox, describe
 from agent.run.syscalls import PARENT
 from agent.run.task import Card, Interpreter, Metric, Task
@@ -95,6 +96,9 @@ class LocalExecutor:
 
     def discard(self, experiment: int) -> None:
         self._compiled.forget(experiment)
+
+    def shorten(self, experiment: int, number: int) -> None:
+        shorten(self.home / "logs" / f"{experiment}-{number}.log")
 
     def close(self, now: bool = False) -> None:
         with self._lock:
@@ -202,9 +206,10 @@ class LocalExecutor:
             budget_seconds=budget.seconds,
             budget_tokens=budget.tokens,
             startup=program.timeouts.startup,
+            slowest_start=job.slowest_start,
             evaluation=program.timeouts.evaluation,
             slack=self.slack,
-            speaks=program.run in self._speaks,
+            speaks=job.speaks or program.run in self._speaks,
             device=self.device,
             slots=self.slots,
             slot=job.slot,

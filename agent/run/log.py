@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import deque
 from pathlib import Path
 
 LONGEST_LINE = 4096  # bytes; what is longer is cut
 TAIL = 4000  # characters of the log that go into a measurement
+SHORT = 4096  # bytes of a log that is kept only in short
 CONTROL = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # terminal titles and links
     r"|\x1b\[[0-?]*[ -/]*[@-~]|\x1b."  # colours and cursor moves
@@ -18,6 +20,19 @@ CONTROL = re.compile(
 def clean(text: str) -> str:
     """Without control characters, terminal sequences and invisible direction marks; tabs stay."""
     return CONTROL.sub("", text)
+
+
+def shorten(path: Path) -> None:
+    """Only the last lines of a log that nobody writes to any more; again and again the same."""
+    size = path.stat().st_size if path.exists() else 0
+    if size <= 2 * SHORT:
+        return
+    with path.open("rb") as file:
+        file.seek(size - SHORT)
+        _, _, lines = file.read().partition(b"\n")
+    part = path.with_suffix(".part")
+    part.write_bytes(b"[... %d bytes left out ...]\n" % (size - len(lines)) + lines)
+    os.replace(part, path)
 
 
 class Log:

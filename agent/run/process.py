@@ -24,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+from agent import uptime
 from agent.run.log import Lines, Log
 from agent.run.syscalls import PARENT
 
@@ -46,14 +47,15 @@ except OSError as error:
 
 
 class Limit:
-    """A deadline and what to say when it passes; may be moved while the command runs."""
+    """A deadline and what to say when it passes; may be moved while the command runs. Time in which this program was
+    stopped does not count."""
 
     def __init__(self, seconds: float, why: str):
         self.within(seconds, why)
 
     def within(self, seconds: float, why: str) -> None:
         """From now on, `seconds` are left (0: end it at once)."""
-        self.at, self.why = time.monotonic() + seconds, why
+        self.at, self.why = uptime.now() + seconds, why
 
 
 class Cancel:
@@ -173,7 +175,7 @@ def run_process(
     `record` names the command on disk while it runs, so that `reap` can end it after a crash
     of this program. The calling thread stays here all the while: the kernel ties the command to it.
     """
-    mark, started = uuid.uuid4().hex, time.monotonic()
+    mark, started = uuid.uuid4().hex, uptime.now()
     _note(record, mark)
     start = [] if guarded else [sys.executable, "-ISc", START, str(os.getpid())]  # a guard sees to that itself
     told = {MARK: mark} | ({PARENT: str(os.getpid())} if guarded else {})
@@ -193,12 +195,12 @@ def run_process(
         try:
             _note(record, mark, process.pid)
             look_at = started + 0.1
-            while process.poll() is None and time.monotonic() < kill_at:
-                reader.read(min(look_at, kill_at if stopped else limit.at) - time.monotonic())
-                if (now := time.monotonic()) >= look_at:
+            while process.poll() is None and uptime.now() < kill_at:
+                reader.read(min(look_at, kill_at if stopped else limit.at) - uptime.now())
+                if (now := uptime.now()) >= look_at:
                     peak = max(peak, tree.look())
                     sample({process.pid, *(seen.pid for seen in tree.seen)})
-                    look_at = now + max(1.0, 50 * (time.monotonic() - now))  # at most 2% of a core
+                    look_at = now + max(1.0, 50 * (uptime.now() - now))  # at most 2% of a core
                 if not stopped and (cancel.asked or now >= limit.at):
                     stopped = "interrupted" if cancel.asked else limit.why
                     kill_at = now + (min(grace, STOP_GRACE) if cancel.asked else grace)
@@ -206,7 +208,7 @@ def run_process(
                 if cancel.now:
                     break
         finally:
-            seconds = time.monotonic() - started
+            seconds = uptime.now() - started
             if guarded:
                 hang_up(process.pid)
             if not guarded or process.poll() is None or process.returncode < 0:  # a guard has left nothing

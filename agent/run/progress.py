@@ -12,6 +12,7 @@ import signal
 import time
 from collections import deque
 
+from agent import uptime
 from agent.numeric import number
 from agent.run.task import Metric
 
@@ -29,6 +30,7 @@ MEMORY = re.compile(r"(?i)out of memory|MemoryError|bad_alloc|can(?:no|')t alloc
 RAISED = re.compile(r"(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt|Exit)(?::.*)?")
 POINTS = 512  # of the curve; when there are more, every other one is dropped
 NUMBERS = 200  # distinct names that are kept
+LARGEST = 1e100  # of a metric: means and squares of what is larger can't be taken any more
 PATTERN_SECONDS = 5.0  # for the person's own metric pattern on one output
 TEXT = 200_000  # characters at the end of the output in which the metric is looked for
 
@@ -40,7 +42,7 @@ class Progress:
         self.numbers: dict[str, float] = {}
         """`name: value` lines, the last value of each; finite ones only."""
         self.began = self.last = 0.0
-        """time.monotonic() of the first and the last progress line; 0: there was none."""
+        """uptime.now() of the first and the last progress line; 0: there was none."""
         self.diverged = ""
         """Why the loss is no number, once it is none: one line."""
         self._budget = budget_seconds
@@ -66,7 +68,7 @@ class Progress:
             self.numbers[name] = value
 
     def _progress(self, step: str, loss: float, percent: float | None) -> None:
-        self.last = time.monotonic()
+        self.last = uptime.now()
         self.began = self.began or self.last
         if not math.isfinite(loss):
             self.diverged = self.diverged or f"the training loss is {loss} at step {step}"
@@ -101,7 +103,7 @@ def _loss(line: str) -> float | None:
 
 
 def find_metric(metric: Metric, text: str) -> float:
-    """The last value of the metric in `text`, finite. Raises ValueError: one line that says what is wrong."""
+    """The last value of the metric in `text`, at most LARGEST. Raises ValueError: one line that says what is wrong."""
     found = _by_pattern(metric.pattern, text) if metric.pattern else _by_name(metric.name, text)
     if found is None:
         looked = f"/{metric.pattern}/" if metric.pattern else f"a line `{metric.name}: <number>`"
@@ -111,6 +113,8 @@ def find_metric(metric: Metric, text: str) -> float:
         raise ValueError(f"{metric.name} is no number: {found[:80]!r}")
     if not math.isfinite(value):
         raise ValueError(f"{metric.name} is {value}")
+    if abs(value) > LARGEST:
+        raise ValueError(f"{metric.name} is {value:g}: no measurement is so large")
     return value
 
 

@@ -66,7 +66,9 @@ class Task:
     budget_seconds: float
     budget_tokens: int | None
     startup: float
-    """Seconds to the first progress line."""
+    """Seconds to the first progress line, as the contract says."""
+    slowest_start: float | None
+    """As in protocols.Job."""
     evaluation: float
     """Seconds for an evaluation."""
     slack: float

@@ -1,8 +1,9 @@
 """One trial: a fresh copy of the commit, trained in a room, and measured in another.
 
 The rules of time, which only this program's clock decides:
-- startup, up to the first progress line, has `timeouts.startup`; a script that was never seen to print
-  progress has startup and training together;
+- startup, up to the first progress line, has `timeouts.startup`; once something was kept, at most twice its slowest
+  start and the slack, and 30 s at least, since libraries may have to be read from a cold disk. A script that was never
+  seen to print progress has startup and training together;
 - training, from the first progress line to the end, is killed at 110% of its budget and 1.5 times the slack:
   "timeout". For a budget in tokens that is its cap on time. Without an `evaluate` command the script measures
   itself too, so `timeouts.evaluation` is added;
@@ -15,14 +16,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from agent import uptime
 from agent.commands import arguments, filled
 from agent.run.advice import advice
 from agent.run.cache import CompileCache, ModuleCache, compiled_modules
@@ -38,6 +40,7 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 PERSON = ("HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "XDG_CACHE_HOME")
 MACHINE = ("VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER")
 REFUSED = 3  # exit code of an evaluation that refuses: its last line says `violation: <reason>`
+SHORT_START = 30.0  # seconds that a start may always take, however fast those before it were
 STOPPED = "stopped by the person who runs it"
 GIB = 1 << 30
 
@@ -96,9 +99,9 @@ def measure(job: Job) -> dict[str, Any]:
             check_protected(job)
         text = job.found.pop("text")
         if task.evaluate:
-            started = time.monotonic()
+            started = uptime.now()
             numbers, text = score(job, task.evaluate)
-            job.found["evaluation_seconds"] = time.monotonic() - started
+            job.found["evaluation_seconds"] = uptime.now() - started
             job.found["numbers"].update(numbers)
             job.found["evaluated"] = sorted(numbers)
         try:
@@ -152,10 +155,7 @@ def train(job: Job) -> None:
     job.compiled.lend(task.experiment, task.builds_on, job.sandbox.compiled(room), task.folder / "compiled")
     progress, most = Progress(task.budget_seconds), task.budget_seconds * 1.1 + 1.5 * slack
     most += 0 if task.evaluate else task.evaluation
-    if task.speaks:
-        limit = Limit(task.startup, f"no progress line within {task.startup:g} s of the start")
-    else:
-        limit = Limit(task.startup + most, f"no progress and no end within {task.startup + most:g} s of the start")
+    limit = first_limit(task, most)
 
     def on_line(line: str) -> None:
         waiting = not progress.began
@@ -166,11 +166,12 @@ def train(job: Job) -> None:
             limit.within(0, progress.diverged)
         job.report("training" if progress.began else "startup", progress)
 
-    started, use = time.monotonic(), DeviceUse(task.card)
+    started, use = uptime.now(), DeviceUse(task.card)
     ended = run(job, task.run, room, limit, on_line, use)
     begin = (progress.began or started) - started
     trained = max(0.0, ended.seconds - begin)  # begin counts from a moment before the process
-    peak = max(use.most_bytes(ended), progress.numbers.get("peak_vram_mb", 0) * (1 << 20))
+    said = progress.numbers.get("peak_vram_mb", 0) * (1 << 20)  # it may be any number
+    peak = max(use.most_bytes(ended), said if math.isfinite(said) else 0)
     job.found.update(
         text=progress.text,
         numbers=progress.numbers,
@@ -193,6 +194,19 @@ def train(job: Job) -> None:
         job.modules.take(task.output / "modules")
     remove(task.output / "modules")
     job.compiled.take(task.experiment, job.sandbox.compiled(room), task.folder / "compiled")
+
+
+def first_limit(task: Task, most: float) -> Limit:
+    """Until the first progress line; `most`: seconds for what follows it."""
+    seconds, known = task.startup, ""
+    if task.slowest_start is not None:
+        bound = max(2 * task.slowest_start + task.slack, SHORT_START)
+        if bound < seconds:
+            seconds, known = bound, f"; the slowest start so far took {task.slowest_start:.1f} s"
+    if task.speaks:
+        return Limit(seconds, f"killed at {seconds:.0f} s without a progress line{known}")
+    seconds += most
+    return Limit(seconds, f"killed at {seconds:.0f} s without a progress line and without an end{known}")
 
 
 def score(job: Job, command: str) -> tuple[dict[str, float], str]:
