@@ -20,7 +20,7 @@ import evaluation
 ROOT = Path(__file__).resolve().parent.parent
 LEAKS = ROOT / "tests" / "leaks"
 HONEST = ("softmax", "linear", "window", "convolution")
-NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral")
+NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral", "peek_200")
 NOT_BY_ITSELF = ("batch_norm", "batch_attention", "state")
 
 
