@@ -31,8 +31,8 @@ from prepare import CHECKPOINT, HELDOUT, HERE, TRAIN, device_name, read_meta, sh
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 LOGITS_DTYPE = {"cpu": "float32", "cuda": "float16"}
-# Rows shown again: with a foreign tail, and unchanged but in other company. And rows of random tokens.
-PROBES, REPEATS, CANARIES = {"cpu": 96, "cuda": 256}, 32, 16
+# Rows shown again: with a foreign tail (least and most), and unchanged but in other company. And rows of random tokens.
+PROBES, REPEATS, CANARIES = {"cpu": (96, 768), "cuda": (256, 4096)}, 32, 16
 COLUMNS = 8  # vocabulary entries compared at each position, beside the target
 # How far the log-probabilities (nats) of the same prefix may differ between two runs, by number format: root mean
 # square, and largest. What a model gains within this is charged to its score.
@@ -244,33 +244,59 @@ def reference_costs(meta: dict[str, Any], inputs: np.ndarray, targets: np.ndarra
 
 @dataclass
 class Probe:
-    """Rows for the second process. The first `spliced` of them hold another row's tail from `at` on."""
+    """Rows for the second process. The first `spliced` of them have a foreign tail from `at` on."""
 
     rows: np.ndarray  # (n,) which rows of the split these are
     inputs: np.ndarray  # (n, T) what the model is shown
     at: np.ndarray  # (n,) the first foreign position; T where there is none
     chance: np.ndarray  # (n,) of this splice, among all that could be drawn; 1 where there is none
+    turn: np.ndarray  # (n,) splices of one row come in turns, the shorter beginnings first
     spliced: int
 
 
-def plan_probe(inputs: np.ndarray, gains: np.ndarray, most: int, rng: np.random.Generator) -> Probe:
-    """Choose rows, splices and donors. `gains` (N, T): by how many nats the model beats the reference at each position.
+def plan_probe(inputs: np.ndarray, gains: np.ndarray, tails: np.ndarray, rng: np.random.Generator) -> Probe:
+    """Choose rows and splices, one for each of `tails` (n, T), rows of the training text. `gains` (N, T): by how many
+    nats the model beats the reference at each position.
 
-    A position is drawn in proportion to what the model gains there (and one in ten evenly), and the tail after it is
+    A position is drawn in proportion to what the model gains there (and one in ten evenly), and what comes after it is
     replaced: so a model that owes a share f of its gain to later tokens is met by each probe with a chance of 0.9 f,
-    at however few positions it looks. No donor is a probed row, so no true continuation of one is shown.
+    at however few positions it looks. What is shown never holds the true continuation of a splice that is still to
+    be answered: rows that are shown as they are, in other company, are not spliced.
     """
     (count, context), worth = inputs.shape, np.maximum(gains[:, :-1], 0.0).astype(np.float64)
-    chance = 0.1 / worth.size + 0.9 * worth / max(worth.sum(), 1e-9)
-    spliced, repeated = min(most, count // 3), min(REPEATS, count // 3)
-    drawn = rng.choice(worth.size, size=spliced, p=(chance / chance.sum()).ravel())
+    repeated = rng.permutation(count)[: min(REPEATS, count // 3)]
+    worth[repeated] = 0.0
+    open_ = np.ones_like(worth)
+    open_[repeated] = 0.0
+    chance = (0.1 * open_ / open_.sum() + 0.9 * worth / max(worth.sum(), 1e-9)).ravel()
+    drawn = rng.choice(chance.size, size=len(tails), p=chance / chance.sum())
     rows, at = np.divmod(drawn, context - 1)
-    others = rng.permutation(np.setdiff1d(np.arange(count), rows))
-    rows = np.concatenate([rows, others[:repeated]])
-    at = np.concatenate([at + 1, np.full(repeated, context)])
-    donors = rng.choice(others[repeated:], size=len(rows))
-    shown = np.where(np.arange(context) < at[:, None], inputs[rows], inputs[donors])
-    return Probe(rows, shown, at, np.concatenate([chance.ravel()[drawn], np.ones(repeated)]), spliced)
+    at = at + 1
+    by_row = np.lexsort((at, rows))
+    begins = np.flatnonzero(np.r_[True, np.diff(rows[by_row]) > 0])
+    turn = np.empty(len(drawn), dtype=np.int64)
+    turn[by_row] = np.arange(len(drawn)) - np.repeat(begins, np.diff(np.r_[begins, len(drawn)]))
+    shown = np.where(np.arange(context) < at[:, None], inputs[rows], tails)
+    none = np.zeros(len(repeated), dtype=np.int64)
+    return Probe(
+        np.concatenate([rows, repeated]), np.concatenate([shown, inputs[repeated]]),
+        np.concatenate([at, none + context]), np.concatenate([chance[drawn], none + 1.0]),
+        np.concatenate([turn, none]), len(drawn),
+    )  # fmt: skip
+
+
+def training_rows(meta: dict[str, Any], count: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows (count, T) from anywhere in the training text."""
+    text = np.memmap(TRAIN / meta["key"] / "train.bin", dtype=meta["dtype"], mode="r")
+    starts = rng.integers(0, len(text) - meta["context"], size=count)
+    return np.stack([text[start : start + meta["context"]] for start in starts]).astype(np.int64)
+
+
+def probes_needed(claimed: float, gained: float, device: str) -> int:
+    """How many probes meet, with 99%, a model that owes to later tokens what it claims to be better by, in nats. Each
+    meets it with a chance of 0.9 `claimed` / `gained`; ln(100) = 4.6."""
+    least, most = PROBES[device]
+    return least if claimed <= 0 else int(min(most, max(least, math.ceil(4.6 * gained / (0.9 * claimed)))))
 
 
 def apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -290,30 +316,31 @@ def probe_model(server: ModelServer, probe: Probe, targets: np.ndarray, logp: np
     nats that the whole split would cost more without its later tokens (each probe weighted by its chance, Horvitz and
     Thompson 1952): 0 for a causal model. Raises Violation.
     """
-    shuffled = rng.permutation(len(probe.rows))
-    rows, at = probe.rows[shuffled], probe.at[shuffled]
-    _, found = score(server, probe.inputs[shuffled], targets[rows], bos, batch, columns, device)
-    before = np.arange(targets.shape[1]) < at[:, None]
+    rows, spliced_at, found = probe.rows, probe.at[: probe.spliced], np.empty_like(logp[probe.rows])
+    for turn in range(int(probe.turn.max()) + 1):  # whose rows never share a batch with another turn's
+        shown = rng.permutation(np.flatnonzero(probe.turn == turn))
+        inputs = probe.inputs[shown]
+        _, found[shown] = score(server, inputs, targets[rows[shown]], bos, batch, columns, device)
+    before = np.arange(targets.shape[1]) < probe.at[:, None]
     difference = np.where(before, np.abs(apart(found, logp[rows])).max(axis=-1), 0.0)
-    is_spliced = shuffled < probe.spliced
-    spliced, repeated = difference[is_spliced], difference[~is_spliced]
-    edge = np.flatnonzero(is_spliced), at[is_spliced] - 1
+    spliced, repeated = difference[: probe.spliced], difference[probe.spliced :]
+    edge = np.arange(probe.spliced), spliced_at - 1
     gain = apart(logp[rows][edge][:, 0], found[edge][:, 0])  # of having the true next token among the inputs
-    gain = np.where(targets[rows][edge] == bos, 0.0, gain) / probe.chance[shuffled][is_spliced]
+    gain = np.where(targets[rows][edge] == bos, 0.0, gain) / probe.chance[: probe.spliced]
     error = gain.std() / math.sqrt(len(gain))
     rms, peak = TOLERANCE[LOGITS_DTYPE[device]]
     if repeated.max() > peak or np.sqrt(np.mean(repeated**2)) > rms:
         raise Violation(f"the prediction for a row depends on the other rows of its batch or on earlier batches "
                         f"(the same row again differs by {repeated.max():.3g} nats)")
-    if spliced.max() > peak or np.sqrt((spliced**2).sum() / before[is_spliced].sum()) > rms:
+    if spliced.max() > peak or np.sqrt((spliced**2).sum() / before[: probe.spliced].sum()) > rms:
         row, position = np.unravel_index(spliced.argmax(), spliced.shape)
-        raise Violation(f"not causal: tokens changed from position {at[is_spliced][row]} on change the prediction made "
+        raise Violation(f"not causal: tokens changed from position {spliced_at[row]} on change the prediction made "
                         f"at position {position} by {spliced.max():.3g} nats")
     if gain.mean() > 4 * error + rms * targets.size / 3:
         raise Violation(f"not causal: a token is {gain.mean() / targets.size:.3g} nats cheaper when later ones are "
                         f"among the inputs")
-    return {"probe_difference": float(spliced.max()), "repeat_difference": float(repeated.max()),
-            "peeked": max(0.0, float(gain.mean()))}
+    differences = {"probe_difference": float(spliced.max()), "repeat_difference": float(repeated.max())}
+    return {**differences, "probes": probe.spliced, "peeked": max(0.0, float(gain.mean()))}
 
 
 def random_costs(server: ModelServer, meta: dict[str, Any], batch: int, device: str,
@@ -369,15 +396,16 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
         canary = random_costs(scorer, meta, batch, device, rng)
         scorer.close()  # before anything of the model runs in the other
         gains = np.where(lengths > 0, reference_costs(meta, inputs, targets, device) - costs, 0.0)
-        probe = plan_probe(inputs, gains, PROBES[device], rng)
+        nats = float(costs[lengths > 0].sum(dtype=np.float64))
+        wanted = probes_needed(claim(nats, int(lengths.sum())), float(np.maximum(gains, 0).sum()), device)
+        probe = plan_probe(inputs, gains, training_rows(meta, wanted, rng), rng)
         prober.open(shape, device)
         checks = probe_model(prober, probe, targets, logp, meta["bos"], batch, columns, device, rng)
     finally:
         scorer.close()
         prober.close()
-    nats = float(costs[lengths > 0].sum(dtype=np.float64)) + checks.pop("peeked")
     return {
-        f"{split}_bpb": nats / math.log(2) / int(lengths.sum()),
+        f"{split}_bpb": (nats + checks.pop("peeked")) / math.log(2) / int(lengths.sum()),
         f"{split}_bytes": int(lengths.sum()),
         f"{split}_tokens": int((lengths > 0).sum()),
         "canary_bits": check_canary(canary, meta["vocab_size"] - 1),
@@ -386,6 +414,13 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
         "data_hash": meta["data_hash"],
         "evaluation_seconds": time.monotonic() - began,
     }
+
+
+def claim(nats: float, size: int) -> float:
+    """By how many nats over `size` bytes this model is better than the best one so far, whose bits per byte the
+    harness says; 0 where it says none."""
+    best = float(os.environ.get("RESEARCH_INCUMBENT") or "nan")
+    return 0.0 if math.isnan(best) else best * size * math.log(2) - nats
 
 
 def command(split: str, probe_seed: int | None) -> None:
