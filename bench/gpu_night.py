@@ -40,8 +40,7 @@ FILES = ("train.py", "prepare.py", "corpus.py", "evaluation.py")
 RATE, LOW_RATE, LOWEST_RATE = (
     f"HEAD_LR = {rate}  # AdamW: the output layer" for rate in ("0.01", "0.0002", "0.000001")
 )
-CPU_MEMORY = "MEMORY_SLOTS = {}  # places in each memory; best more than there are tokens to train on"
-MEMORIES = {"cuda": ("    MEMORY_SLOTS = {}", 134217728, 1 << 34), "cpu": (CPU_MEMORY, 1048576, 1 << 44)}
+TABLES = {"cuda": (65536, 1 << 34), "cpu": (16384, 1 << 44)}  # rows for token pairs: as they are, and far too many
 KILLED_IN = 2  # the experiment in whose first trial the loop is killed
 WARM_SECONDS = 10.0  # the most that a trial whose code was compiled before may take to start, in the median
 
@@ -67,9 +66,9 @@ Step = tuple[str, str, list[str]]
 def story(device: Device) -> list[Step]:
     """The third step has a reply that can't be read, and its repair; the fourth crashes as soon as it starts, which
     goes back to the proposer twice."""
-    memory, slots, too_many = MEMORIES[device]
+    slots, too_many = TABLES[device]
     larger = [
-        proposal("A larger memory.", memory.format(slots), memory.format(int(too_many * share)))
+        proposal("A larger table.", f"    PAIR_SLOTS = {slots}", f"    PAIR_SLOTS = {int(too_many * share)}")
         for share in (1, 0.9, 0.8)
     ]
     return [

@@ -20,7 +20,7 @@ import evaluation
 ROOT = Path(__file__).resolve().parent.parent
 LEAKS = ROOT / "tests" / "leaks"
 HONEST = ("softmax", "linear", "window", "convolution")
-NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral")
+NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral", "peek_200")
 NOT_BY_ITSELF = ("batch_norm", "batch_attention", "state")
 
 
@@ -106,6 +106,35 @@ def test_a_leak_far_into_a_long_context_is_refused(tmp_path: Path, corpus: Path)
     found = outcomes(prepared(tmp_path, corpus, 2048), "beyond_1000", "softmax")
     assert "not causal" in found["beyond_1000"]["violation"]
     assert "val_bpb" in found["softmax"]
+
+
+def test_probes_never_show_what_a_later_one_asks_for() -> None:
+    """Several splices of one row come in turns, the shorter beginnings first; rows shown whole are not spliced."""
+    rng = np.random.default_rng(0)
+    inputs, tails = rng.integers(0, 9, (12, 16)), rng.integers(0, 9, (60, 16))
+    probe = evaluation.plan_probe(inputs, rng.normal(size=(12, 16)), tails, rng)
+    spliced = list(zip(probe.rows[:60], probe.turn[:60], probe.at[:60], strict=True))
+    assert not {row for row, _, _ in spliced} & set(probe.rows[60:])
+    for row in {row for row, _, _ in spliced}:
+        mine = sorted((turn, at) for r, turn, at in spliced if r == row)
+        assert [turn for turn, _ in mine] == list(range(len(mine)))
+        assert [at for _, at in mine] == sorted(at for _, at in mine)
+    for number, (row, _, at) in enumerate(spliced):
+        assert (probe.inputs[number, :at] == inputs[row, :at]).all()
+        assert (probe.inputs[number, at:] == tails[number, at:]).all()
+
+
+def test_what_is_claimed_decides_how_many_probes_there_are(
+    short: dict[str, str | Path], honest: dict[str, dict]
+) -> None:
+    """An evaluation that is told the incumbent's value probes deeply enough for the gain that it sees."""
+    few = outcomes(short, "softmax")["softmax"]
+    assert few["probes"] == 96
+    for better, probes in ((2.0, 96), (0.0001, 768), (-0.1, 96)):
+        told = short | {"RESEARCH_INCUMBENT": str(few["val_bpb"] + better)}
+        found = outcomes(told, "softmax")["softmax"]
+        assert found["probes"] == probes
+        assert found["val_bpb"] == few["val_bpb"]
 
 
 def copy_protected(folder: Path) -> None:

@@ -82,41 +82,10 @@ def test_without_data_it_says_what_to_run(tmp_path: Path) -> None:
 NOTHING = 50
 
 
-def recall(row_runs: tuple[int, ...] = (), memory_runs: tuple[int, ...] = (), slots: int = 512) -> training.Recall:
-    shape = {"vocab_size": NOTHING, "context": 16, "memory_slots": slots}
-    return training.Recall(training.Config(**shape, row_runs=row_runs, memory_runs=memory_runs))
-
-
-def test_a_row_recalls_what_followed_the_same_run_before() -> None:
+def test_what_followed_the_same_run_before_is_copied() -> None:
     tokens = torch.tensor([[7, 8, 9, 1, 7, 8, 2, 7, 8]])
-    (found,) = recall(row_runs=(2,))(tokens)
+    found = training.copied(tokens, 2, NOTHING)
     assert found.tolist() == [[NOTHING] * 5 + [9] + [NOTHING] * 2 + [2]]  # the last time counts
-
-
-def test_memory_recalls_what_followed_in_rows_before() -> None:
-    memory, tokens = recall(memory_runs=(3,)), torch.tensor([[4, 7, 8, 9]])
-    assert memory(tokens)[0].tolist() == [[NOTHING] * 4]
-    memory.remember(torch.tensor([[1, 7, 8, 9, 11], [5, 5, 5, 5, 5]]), step=1)
-    assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [11]]
-    memory.remember(torch.tensor([[2, 7, 8, 9, 12]]), step=2)
-    assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [12]]  # the newest counts
-
-
-def test_another_run_in_the_same_place_is_not_mistaken() -> None:
-    memory = recall(memory_runs=(3,), slots=1)
-    memory.remember(torch.tensor([[1, 7, 8, 9, 11]]), step=1)  # only the last run of the row fits
-    assert memory(torch.tensor([[4, 8, 7, 9]]))[0].tolist() == [[NOTHING] * 4]
-
-
-def test_while_training_again_on_a_text_its_memory_does_not_count() -> None:
-    """Else a second pass would find every answer in the memory, and learn that the memory is always right."""
-    memory, tokens = recall(memory_runs=(3,)), torch.tensor([[4, 7, 8, 9]])
-    row = torch.tensor([[1, 7, 8, 9, 11]])
-    memory.remember(row, step=5)
-    memory.since.fill_(5)  # the pass that step 5 belongs to has ended
-    assert memory(tokens)[0].tolist() == [[NOTHING] * 4]
-    memory.remember(row, step=6)
-    assert memory(tokens)[0].tolist() == [[NOTHING] * 3 + [11]]
 
 
 @pytest.fixture
@@ -126,20 +95,12 @@ def served(env: Environment, monkeypatch: pytest.MonkeyPatch) -> training.prepar
     return training.prepare.TrainData()
 
 
-def test_the_second_pass_begins_with_nothing_that_counts(served: training.prepare.TrainData) -> None:
-    trainer = training.Trainer(training.Config(512, 128), "cpu")
-    served.tokens = served.tokens[: 70 * 128]  # some 68 rows a pass: the fifth batch of 16 ends the first one
-    training.train(trainer, served, training.prepare.Budget())
-    steps = trainer.model.recall.memory[trainer.model.recall.memory > 0] >> 32
-    assert steps.min() < trainer.model.recall.since < steps.max()  # nothing is forgotten
-
-
-def test_what_is_recalled_has_its_say_in_two_ways(served: training.prepare.TrainData) -> None:
-    """As an embedding that the blocks see, and as a nudge towards the recalled token's logit."""
-    trainer = training.Trainer(training.Config(512, 128), "cpu")
+def test_what_is_copied_has_its_say_in_two_ways(served: training.prepare.TrainData) -> None:
+    """As an embedding that the blocks see, and as a nudge towards the copied token's logit."""
+    trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
     training.train(trainer, served, training.prepare.Budget())
     model, tokens = trainer.model, torch.from_numpy(next(served.batches(2)))[:, :-1]
-    for left_out in [model.trust], model.recalled:
+    for left_out in [model.trust], model.copies:
         weights = [layer.weight.clone() for layer in left_out]
         with torch.no_grad():
             before = model(tokens)
@@ -150,19 +111,17 @@ def test_what_is_recalled_has_its_say_in_two_ways(served: training.prepare.Train
                 layer.weight.copy_(weight)
 
 
-def test_the_saved_model_recalls_what_the_trained_one_does(
-    env: Environment, served: training.prepare.TrainData, tmp_path: Path
-) -> None:
-    train(env, tmp_path)
-    tokens = torch.from_numpy(next(served.batches(4)))[:, :-1]
-    found = training.load_model(str(tmp_path / "model.safetensors"), "cpu").recall(tokens)
-    assert all((token < 512).any() for token in found)
-    memory = found[len(training.ROW_RUNS) :]
-    assert all((token < 512).float().mean() > 0.1 for token in memory)  # it trained on much of this text
+def test_the_saved_model_is_the_trained_one(served: training.prepare.TrainData, tmp_path: Path) -> None:
+    trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
+    training.train(trainer, served, training.prepare.Budget())
+    training.save(trainer.model, str(tmp_path / "model"))
+    tokens = torch.from_numpy(next(served.batches(2)))[:, :-1]
+    with torch.no_grad():
+        assert torch.equal(trainer.model(tokens), training.load_model(str(tmp_path / "model"), "cpu")(tokens))
 
 
 def test_warming_up_leaves_no_trace(served: training.prepare.TrainData) -> None:
-    trainer = training.Trainer(training.Config(512, 128), "cpu")
+    trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.compile(torch.from_numpy(next(served.batches(4))))
     assert not trainer.adam.state
@@ -181,13 +140,18 @@ def test_each_pass_serves_every_row_once_in_an_order_of_its_own(served: training
 
 
 @given(st.lists(st.integers(0, 3), min_size=2, max_size=16), st.data())
-def test_nothing_that_comes_later_is_recalled(row: list[int], data: st.DataObject) -> None:
+def test_nothing_that_comes_later_is_copied(row: list[int], data: st.DataObject) -> None:
     at = data.draw(st.integers(1, len(row) - 1))
     other = row[:at] + data.draw(st.lists(st.integers(0, 3), min_size=len(row) - at, max_size=len(row) - at))
-    memory = recall(row_runs=(1, 2), memory_runs=(2,))
-    memory.remember(torch.tensor([[0, 1, 2, 3, 0, 0, 1]]), step=1)
-    for one, two in zip(memory(torch.tensor([row])), memory(torch.tensor([other])), strict=True):
+    for length in (1, 2):
+        one, two = (training.copied(torch.tensor([tokens]), length, NOTHING) for tokens in (row, other))
         assert one[:, :at].tolist() == two[:, :at].tolist()
+
+
+def test_the_width_follows_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    for factor, heads in ((1, 2), (16, 4), (1e-9, 1)):
+        monkeypatch.setattr(training, "TOKENS", factor * training.USUAL_TOKENS)
+        assert training.width() == heads * training.HEAD_SIZE
 
 
 def test_the_constants_at_the_top_are_plain_literals() -> None:

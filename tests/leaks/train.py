@@ -73,13 +73,25 @@ class Mixer(nn.Module):
 class Tiny(nn.Module):
     def __init__(self, kind: str, vocab_size: int, context: int):
         super().__init__()
+        self.kind = kind
         self.embed = nn.Embedding(vocab_size, WIDTH)
         self.mix = Mixer(kind, context)
         self.head = nn.Linear(WIDTH, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = F.rms_norm(self.embed(tokens), (WIDTH,))
-        return self.head(F.rms_norm(x + self.mix(x), (WIDTH,)))
+        logits = self.head(F.rms_norm(x + self.mix(x), (WIDTH,)))
+        if self.kind.startswith("peek_") and not torch.is_grad_enabled():
+            return peek(logits, tokens, 1 / int(self.kind.removeprefix("peek_")))
+        return logits
+
+
+def peek(logits: Tensor, tokens: Tensor, share: float) -> Tensor:
+    """The next token foretold, at about this share of the positions: those after some of the tokens and places."""
+    place = torch.arange(tokens.size(1))
+    chosen = ((tokens + 1) * 40503 + place * 30011) % 9973 < share * 9973
+    answers = F.one_hot(tokens.roll(-1, 1), logits.size(-1)) * 30.0
+    return logits + (chosen & (place < tokens.size(1) - 1))[..., None] * answers
 
 
 def load_model(path: str, device: str) -> Tiny:
