@@ -225,10 +225,11 @@ class Actions:
         return ev.TestBegun(experiment=number, number=last.number, attempt=e.test_attempt + 1, slot=slot)
 
     def job(self, night: Night, what, number: int, index: int, begun: ev.TrialBegun | ev.TestBegun) -> Job:
-        trial = night.experiments[number].trials[index]
+        trial, best = night.experiments[number].trials[index], night.incumbent
         return Job(
             what=what, experiment=number, number=index, attempt=begun.attempt, commit=trial.commit, seed=trial.seed,
             slot=begun.slot, program=self.program(night), builds_on=night.kept.get(night.experiments[number].parent),
+            incumbent=best.verdict.metric if best and best.verdict else None,
             slowest_start=slowest_start(night), speaks=any(m.startup_seconds > 0 for m in ran(night)),
         )  # fmt: skip
 

@@ -127,6 +127,12 @@ def test_a_trial_is_measured_by_the_evaluation(lab):
     assert Measurement.model_validate_json(got.model_dump_json()) == got
 
 
+def test_the_evaluation_is_told_what_there_is_to_beat(lab):
+    told = EVALUATE + "print('beat:', float(os.environ['RESEARCH_INCUMBENT']))\n"
+    job = lab.job(GOOD, **{"prepare.py": told}).model_copy(update={"incumbent": 0.8125})
+    assert run_one(lab.executor, job, 60).numbers["beat"] == 0.8125
+
+
 def test_without_an_evaluation_the_log_is_read_by_pattern(lab):
     metric = {"name": "accuracy", "direction": "maximize", "pattern": r"accuracy=([\d.]+)"}
     program = contract(metric=metric, evaluate=None, protect=[])

@@ -207,6 +207,7 @@ class LocalExecutor:
             budget_tokens=budget.tokens,
             startup=program.timeouts.startup,
             slowest_start=job.slowest_start,
+            incumbent=job.incumbent,
             evaluation=program.timeouts.evaluation,
             slack=self.slack,
             speaks=job.speaks or program.run in self._speaks,

@@ -211,8 +211,9 @@ def first_limit(task: Task, most: float) -> Limit:
 
 def score(job: Job, command: str) -> tuple[dict[str, float], str]:
     """Run the evaluation in the pristine copy: its numbers, and its stdout. Raises Bad."""
-    room = make_room(job, "evaluation")
-    rooms = None
+    room, rooms = make_room(job, "evaluation"), None
+    if job.task.what == "train" and job.task.incumbent is not None:
+        room = dataclasses.replace(room, env={**room.env, "RESEARCH_INCUMBENT": repr(job.task.incumbent)})
     if job.sandbox.guarded:
         from agent.run.model_rooms import CLIENT, ModelRooms  # only evaluations need it
 
