@@ -109,7 +109,7 @@ def night(overview: Json, theme: str) -> Json:
     }  # fmt: skip
     size = {"condition": {"test": "datum.kept", "value": 75}, "value": 38 if last < 300 else 22}
     hollow = {"condition": {"test": "datum.look == 'discard'", "value": 0}, "value": 1}
-    mark = {"type": "point", "filled": False, "strokeWidth": 1.4, "opacity": 1}
+    mark = {"type": "point", "filled": False, "strokeWidth": 1.4, "opacity": 1, "aria": False}
     point = {"color": color, "fill": color, "shape": shape, "size": size, "fillOpacity": hollow}
     stairs = {"data": {"name": "stairs"}}
     top = {"data": {"name": "points"}, "transform": [{"filter": "datum.y !== null"}]}
@@ -121,7 +121,7 @@ def night(overview: Json, theme: str) -> Json:
             "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}},
         },
         top | {
-            "mark": {"type": "rule", "strokeWidth": 1.2, "opacity": 0.4 if last < 300 else 0.2},
+            "mark": {"type": "rule", "strokeWidth": 1.2, "aria": False, "opacity": 0.4 if last < 300 else 0.2},
             "encoding": {"x": x, "y": y | {"field": "from"}, "y2": {"field": "to"}, "color": color},
         },
         stairs | {
@@ -141,7 +141,8 @@ def night(overview: Json, theme: str) -> Json:
     ]  # fmt: skip
     if metric["target"] is not None and low <= metric["target"] <= high:
         rule = {"type": "rule", "strokeDash": [4, 4], "color": colors["text"]}
-        layers.append({"data": {"values": [{"v": metric["target"]}]}, "mark": rule, "encoding": {"y": y | {"field": "v"}}})
+        aim = {"data": {"values": [{"v": metric["target"]}]}, "mark": rule, "encoding": {"y": y | {"field": "v"}}}
+        layers.append(aim)
     return framed(theme, HEIGHT) | {"layer": layers}
 
 
@@ -152,8 +153,8 @@ def curves(overview: Json, theme: str) -> Json:
         "scale": {"domain": ["this experiment", "its incumbent"], "range": pair(theme)},
     }  # fmt: skip
     encoding = {
-        "x": {"field": "x", "type": "quantitative", "title": "share of the budget", "axis": {"format": "%", "grid": False},
-              "scale": {"domain": [0, 1], "clamp": True}},
+        "x": {"field": "x", "type": "quantitative", "title": "share of the budget",
+              "axis": {"format": "%", "grid": False}, "scale": {"domain": [0, 1], "clamp": True}},
         "y": {"field": "y", "type": "quantitative", "title": "training loss", "scale": {"zero": False}},
         "color": color,
         "detail": {"field": "trial", "type": "nominal"},

@@ -212,8 +212,9 @@ def held_out(kept: Sequence[Experiment]) -> list[Json]:
 def look(told: Told) -> list[Json]:
     """What needs a person's eye, most pressing first."""
     found: list[Json] = [{"text": short(text)} for text in told.look]
-    for e in told.done:
-        if e.verdict and e.verdict.review:
+    marked = [e for e in told.done if e.verdict and e.verdict.review]
+    for e in sorted(marked, key=lambda e: (not (e.verdict and e.verdict.kept), e.number)):  # what was kept first
+        if e.verdict:
             found.append({"n": e.number, "text": f"marked for a look: {short(e.verdict.reason)}"})
     faults = Counter((n, short(reason)) for n, reason in (told.times.faults if told.times else ()))
     for (n, reason), count in faults.items():

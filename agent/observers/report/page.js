@@ -73,12 +73,19 @@ function showTop() {
   const parts = [night.ended ? `Ended: ${night.ended}` : "Not ended: it goes on, or its process has died",
     setup.proposer, setup.device, setup.sandbox && `sandbox: ${setup.sandbox}`];
   $("setup").replaceChildren(parts.filter(Boolean).join(" \u00b7 "));
-  if (night.look.length) {
-    $("look").hidden = false;
-    $("look").replaceChildren(make("h2", {}, "Needs a look"), make("ul", {}, night.look.map((item) => make("li", {},
-      known(item.n) ? make("a", { href: `#${item.n}` }, `#${item.n}`) : null, known(item.n) ? " " : null, item.text))));
-  }
+  if (night.look.length) showLook();
   showFacts(facts);
+}
+
+const LOOKED = 6;  // things to look at that are shown without asking
+
+function showLook() {
+  const list = (items) => make("ul", {}, items.map((item) => make("li", {},
+    known(item.n) ? [make("a", { href: `#${item.n}` }, `#${item.n}`), " "] : [], item.text)));
+  const more = night.look.slice(LOOKED);
+  $("look").hidden = false;
+  $("look").replaceChildren(make("h2", {}, "Needs a look"), list(night.look.slice(0, LOOKED)),
+    ...(more.length ? [make("details", {}, make("summary", {}, `${more.length} more`), list(more))] : []));
 }
 
 function showFacts(facts) {

@@ -53,7 +53,9 @@ def drawable(overview: Json) -> Json:
 
 def policy(style: str, *scripts: str) -> str:
     allowed = " ".join(source(script) for script in scripts)
-    return f"default-src 'none'; script-src {allowed}; style-src {source(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    rules = ("default-src 'none'", f"script-src {allowed}", f"style-src {source(style)}", "img-src data:",
+             "base-uri 'none'", "form-action 'none'")  # fmt: skip
+    return "; ".join(rules)
 
 
 def source(text: str) -> str:
