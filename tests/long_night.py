@@ -37,12 +37,15 @@ class Writer:
     def put(self, value: object) -> str:
         return self.ledger.put(value if isinstance(value, str) else json.dumps(value))
 
-    def begin(self) -> None:
+    def start(self) -> None:
         program = self.ledger.put(PROGRAM.model_dump_json())
         rules = ev.Rules(metric="val_bpb", minimize=True, target=None, seeds=3, tests=True, trial_seconds=900)
         where = {"device": "cuda", "sandbox": "bubblewrap", "hardware": "cuda Some GPU", "proposer": "a model"}
         self.add(ev.Started(program=program, rules=rules, stoppers=Stoppers(usd=50.0), **where))
         self.add(ev.BaselineBegun(commit="base", files=self.put({"train.py": self.source}), fingerprint="f0"))
+
+    def begin(self) -> None:
+        self.start()
         for number in range(3):
             self.trial(0, number, "base", 1.0)
         self.add(ev.Judged(experiment=0, verdict=Verdict(kind="baseline", reason="three seeds", metric=1.0)))

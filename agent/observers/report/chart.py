@@ -12,6 +12,7 @@ Json = dict[str, Any]
 VERSION = "v6"
 """Of Vega-Lite; older minor versions are chosen by vl-convert."""
 HEIGHT, STRIP = 340, 30  # pixels of the chart, and of these those at its foot, where experiments without a number are
+CLOSER = 0.5  # of the whole range: a closer look is offered where it shows less than this
 SHOWN = 0.85  # of the experiments that were not kept lie within the range of the chart; the rest at its edge
 
 
@@ -43,14 +44,26 @@ THEMES = {
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
 
+def views(overview: Json) -> Json:
+    """What the chart of the night can show: all of it, and the latter half closer where the beginning dwarfs it."""
+    spans = {"all": domain(overview)}
+    close = domain(overview, since=max((r["n"] for r in overview["rows"]), default=0) / 2)
+    if close[1] - close[0] < CLOSER * (spans["all"][1] - spans["all"][0]):
+        spans["close"] = close
+    return {
+        name: {"points": points(overview, span), **{theme: night(overview, theme, span) for theme in THEMES}}
+        for name, span in spans.items()
+    }
+
+
 def specs(overview: Json, theme: str) -> Json:
-    """Every chart of the page; its data sets are named, and are put in by whoever draws them."""
-    return {"night": night(overview, theme), "curves": curves(overview, theme), "seeds": seeds(overview, theme)}
+    """The charts of one experiment; their data sets are named, and are put in by whoever draws them."""
+    return {"curves": curves(overview, theme), "seeds": seeds(overview, theme)}
 
 
-def points(overview: Json) -> list[Json]:
+def points(overview: Json, span: tuple[float, float]) -> list[Json]:
     """The rows that can be drawn, each with what the chart reads. `y` is None where nothing was measured."""
-    low, high = domain(overview)
+    low, high = span
     found = []
     for r in overview["rows"]:
         if r["kind"] == "open":
@@ -66,29 +79,32 @@ def points(overview: Json) -> list[Json]:
     return found
 
 
-def domain(overview: Json) -> tuple[float, float]:
-    """The range of the metric that is shown: all that was kept, and most of the rest."""
-    measured = [r for r in overview["rows"] if r["metric"] is not None]
+def domain(overview: Json, since: float = 0.0) -> tuple[float, float]:
+    """The range of the metric that is shown: all that was the incumbent since that experiment, most of the rest."""
+    steps = overview["stairs"]
+    measured = [r for r in overview["rows"] if r["metric"] is not None and r["n"] >= since]
     ends = [value for r in measured if r["kept"] for value in (r["metric"], r["low"], r["high"]) if value is not None]
-    ends += [value for step in overview["stairs"] for value in (step["low"], step["high"])]
+    for step, following in zip(steps, steps[1:], strict=False):
+        if following["n"] > since:
+            ends += [step["low"], step["high"]]
     rest = sorted(r["metric"] for r in measured if not r["kept"])
     if rest:
         at = int(SHOWN * (len(rest) - 1))
         ends += [rest[0], rest[at]] if overview["metric"]["minimize"] else [rest[len(rest) - 1 - at], rest[-1]]
-    target = overview["metric"]["target"]
     if not ends:
         return (0.0, 1.0)
     low, high = min(ends), max(ends)
+    target = overview["metric"]["target"]
     if target is not None and abs(target - low) < 2 * (high - low):
         low, high = min(low, target), max(high, target)
     room = 0.05 * (high - low) or abs(high) * 0.05 or 1.0
     return low - room, high + room
 
 
-def night(overview: Json, theme: str) -> Json:
+def night(overview: Json, theme: str, span: tuple[float, float]) -> Json:
     """Every experiment: a point with its interval; the kept ones as stairs, with the noise of one trial around them."""
     colors, metric = THEMES[theme], overview["metric"]
-    low, high = domain(overview)
+    low, high = span
     kinds = list(LOOKS)
     last = max((r["n"] for r in overview["rows"]), default=1)
     x = {
@@ -117,7 +133,7 @@ def night(overview: Json, theme: str) -> Json:
     step = "step-after"
     layers: list[Json] = [
         stairs | {
-            "mark": {"type": "area", "interpolate": step, "color": colors["band"], "opacity": 0.1},
+            "mark": {"type": "area", "interpolate": step, "color": colors["band"], "opacity": 0.1, "clip": True},
             "encoding": {"x": x, "y": y | {"field": "low"}, "y2": {"field": "high"}},
         },
         top | {
@@ -125,7 +141,7 @@ def night(overview: Json, theme: str) -> Json:
             "encoding": {"x": x, "y": y | {"field": "from"}, "y2": {"field": "to"}, "color": color},
         },
         stairs | {
-            "mark": {"type": "line", "interpolate": step, "color": colors["band"], "strokeWidth": 2},
+            "mark": {"type": "line", "interpolate": step, "color": colors["band"], "strokeWidth": 2, "clip": True},
             "encoding": {"x": x, "y": y | {"field": "value"}},
         },
         foot | {
@@ -154,7 +170,7 @@ def curves(overview: Json, theme: str) -> Json:
     }  # fmt: skip
     encoding = {
         "x": {"field": "x", "type": "quantitative", "title": "share of the budget",
-              "axis": {"format": "%", "grid": False}, "scale": {"domain": [0, 1], "clamp": True}},
+              "axis": {"format": "%", "grid": False, "tickCount": 6}, "scale": {"nice": False}},
         "y": {"field": "y", "type": "quantitative", "title": "training loss", "scale": {"zero": False}},
         "color": color,
         "detail": {"field": "trial", "type": "nominal"},
@@ -207,8 +223,9 @@ def picture(overview: Json, theme: str = "light", width: int = 900) -> bytes:
     colors = THEMES[theme]
     title = {"text": f"{overview['tag']}: {metric}", "subtitle": told, "anchor": "start", "color": colors["strong"],
              "subtitleColor": colors["text"], "offset": 14, "fontSize": 16, "subtitleFontSize": 12}  # fmt: skip
-    sets = {"points": points(overview), "stairs": overview["stairs"], "chosen": []}
-    spec = night(overview, theme) | {"width": width, "title": title, "datasets": sets, "padding": 16}
+    span = domain(overview)
+    sets = {"points": points(overview, span), "stairs": overview["stairs"], "chosen": []}
+    spec = night(overview, theme, span) | {"width": width, "title": title, "datasets": sets, "padding": 16}
     spec["config"]["background"] = colors["ground"]
     return vl_convert.vegalite_to_png(spec, scale=2, allowed_base_urls=[])
 

@@ -11,9 +11,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from agent.judge.noise import Noise, gain
+from agent.judge.noise import Noise, gain, t_quantile
 from agent.judge.verdict import worked
 from agent.night import Night
 from agent.observers.report.texts import Texts
@@ -48,11 +49,15 @@ class Told:
     night: Night | None = None
     """None: an old one."""
 
-    @property
+    @cached_property
     def done(self) -> list[Experiment]:
         return [e for e in self.experiments if e.verdict]
 
-    @property
+    @cached_property
+    def noise(self) -> Noise:
+        return Noise.of_night(self.done)
+
+    @cached_property
     def kept(self) -> list[Experiment]:
         """The chain of kept commits, the baseline first."""
         next_on = {e.parent: e for e in self.done if e.verdict and e.verdict.kept and e.number}
@@ -93,7 +98,7 @@ def row(e: Experiment, told: Told, bases: Mapping[str | None, int]) -> Json:
     """One experiment as the table and the chart have it."""
     verdict, seconds = e.verdict, spans(e.measurements)
     base = bases.get(e.parent) if e.number else None
-    low, high = metric_interval(e, told.program)
+    low, high = metric_interval(e, told)
     memory = [m.peak_memory_gb for m in e.measurements if m.peak_memory_gb is not None]
     return {
         "n": e.number,
@@ -137,12 +142,18 @@ def shown_metric(e: Experiment) -> float | None:
     return math.fsum(e.metrics) / len(e.metrics) if e.metrics else None
 
 
-def metric_interval(e: Experiment, program: Program) -> tuple[float | None, float | None]:
-    metric, verdict = shown_metric(e), e.verdict
-    if metric is None or not verdict or verdict.effect is None or not verdict.interval:
+def metric_interval(e: Experiment, told: Told) -> tuple[float | None, float | None]:
+    """95%: of the effect, moved to where the metric is; of the baseline, which has no effect, of its own mean."""
+    metric, verdict, noise = shown_metric(e), e.verdict, told.noise
+    if metric is None:
+        return None, None
+    if e.number == 0 and noise.sigma is not None and e.metrics:
+        reach = t_quantile(0.975, noise.freedom) * noise.sigma / math.sqrt(len(e.metrics))
+        return metric - reach, metric + reach
+    if not verdict or verdict.effect is None or not verdict.interval:
         return None, None
     better, worse = verdict.interval[1] - verdict.effect, verdict.effect - verdict.interval[0]
-    if program.metric.direction == "minimize":
+    if told.program.metric.direction == "minimize":
         return metric - better, metric + worse
     return metric - worse, metric + better
 
@@ -157,7 +168,7 @@ def spans(measurements: Sequence[Measurement]) -> dict[str, float]:
 
 def stairs(told: Told) -> list[Json]:
     """The incumbent over the night: a step at each keep, with the noise band of one trial around it."""
-    sigma = Noise.of_night(told.done).sigma or 0.0
+    sigma = told.noise.sigma or 0.0
     last = max((e.number for e in told.experiments), default=0)
     steps = [(e.number, value) for e in told.kept if (value := shown_metric(e)) is not None]
     steps = [*steps, (max(last, steps[-1][0] + 1), steps[-1][1])] if steps else []
@@ -171,7 +182,7 @@ def facts(told: Told) -> Json:
     tried = [e for e in done if e.number]
     claim = None
     if len(kept) > 1 and worked(kept[0]) and worked(kept[-1]):
-        claim = gain(program, worked(kept[0]), worked(kept[-1]), Noise.of_night(done))
+        claim = gain(program, worked(kept[0]), worked(kept[-1]), told.noise)
     hours = told.times.alive / 3600 if told.times else None
     known = [e.usd for e in told.experiments if e.usd is not None]
     spent = told.spent if told.times else sum(known)
@@ -192,7 +203,7 @@ def facts(told: Told) -> Json:
         "per_experiment": spent / len(tried) if spent is not None and tried else None,
         "per_gain": spent / wins if spent is not None and wins > 0 else None,
         "tokens": sum(e.tokens for e in told.experiments),
-        "noise": str(Noise.of_night(done)),
+        "noise": str(told.noise),
         "test": held_out(kept),
     }
 

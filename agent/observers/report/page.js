@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let night, details, chart, shown = [], order = { by: "n", up: true };
 const off = new Set();  // kinds of verdict that are filtered out
+let view = "all";       // of the chart: "close" leaves out the early part of a night
 let current = null;     // number of the experiment that is open
 
 // Small tools.
@@ -41,7 +42,7 @@ function duration(seconds) {
 const total = (row) => row.seconds.startup + row.seconds.training + row.seconds.evaluation;
 const look = (kind) => night.looks[kind] || night.looks.other;
 function glyph(kind) {
-  return make("span", { class: "glyph", "aria-hidden": "true", style: { color: look(kind)[dark.matches ? "dark" : "light"] } },
+  return make("span", { class: "glyph", "aria-hidden": "true", style: { color: look(kind)[theme()] } },
     look(kind).glyph);
 }
 const byNumber = (n) => night.rows.find((row) => row.n === n);
@@ -65,7 +66,8 @@ function showTop() {
   const { facts, metric, setup } = night;
   const heading = known(facts.gain) && facts.kept
     ? [make("h1", {}, `${metric.name} `, make("span", { class: "good" }, `${number(facts.baseline)} \u2192 ${number(facts.best)}`))]
-    : [make("h1", {}, facts.kept ? `${metric.name} ${number(facts.best)}` : `Nothing was kept; ${metric.name} is ${number(facts.baseline)}`)];
+    : [make("h1", {}, facts.kept ? `${metric.name} ${number(facts.best)}` : !known(facts.baseline)
+      ? "The baseline is not measured" : `Nothing was kept; ${metric.name} is ${number(facts.baseline)}`)];
   const certain = !facts.interval ? "" : facts.interval[0] > 0 ? "Confirmed gain" : "Gain, not yet certain:";
   if (known(facts.gain) && facts.kept)
     heading.push(make("p", { class: "lead" }, `${certain} ${number(facts.gain, 3)}, 95% interval ${range(facts.interval)}`));
@@ -105,7 +107,8 @@ function showFacts(facts) {
 
 function showTimes() {
   const colors = { training: "training", startup: "startup", evaluation: "evaluation", "waiting for a model": "waiting", idle: "idle" };
-  const parts = Object.entries(night.times), sum = parts.reduce((all, [, seconds]) => all + seconds, 0);
+  const sum = Object.values(night.times).reduce((all, seconds) => all + seconds, 0);
+  const parts = Object.entries(night.times).filter(([, seconds]) => seconds > 0.005 * sum);
   if (!sum) return;
   const color = (name) => ({ background: `var(--${colors[name]})` });
   $("times").replaceChildren(
@@ -163,7 +166,7 @@ function filter() {
   $("count").value = shown.length === night.rows.length ? `${shown.length} experiments` : `${shown.length} of ${night.rows.length}`;
   const visible = new Set(shown.map((row) => row.n));
   for (const row of $("rows").tBodies[0].rows) row.hidden = !visible.has(+row.dataset.n);
-  if (chart) chart.view.data("points", night.points.filter((point) => visible.has(point.n))).runAsync();
+  if (chart) chart.view.data("points", points().filter((point) => visible.has(point.n))).runAsync();
 }
 
 const COLUMNS = [["#", "n"], ["verdict", "kind"], ["METRIC", "metric"], ["effect", "effect"], ["category", "category"],
@@ -189,7 +192,9 @@ function sortRows() {
 
 // The chart of the night.
 
-const specs = () => night.specs[dark.matches ? "dark" : "light"];
+const theme = () => dark.matches ? "dark" : "light";
+const specs = () => night.specs[theme()];
+const points = () => night.views[view].points;
 
 // Expressions are interpreted and not compiled, so that the page needs no right to make code of text.
 function draw(element, spec, data) {
@@ -199,14 +204,21 @@ function draw(element, spec, data) {
 
 async function showChart() {
   chart?.finalize();
-  chart = await draw($("chart"), specs().night, { points: night.points, stairs: night.stairs, chosen: chosen() });
-  const beyond = night.points.filter((point) => point.beyond).length;
+  chart = await draw($("chart"), night.views[view][theme()], { points: points(), stairs: night.stairs, chosen: chosen() });
+  const beyond = points().filter((point) => point.beyond).length;
   $("caption").textContent = "Each point is one experiment with the 95% interval of its effect; the line is the best verified commit, "
     + "the band what one trial may vary by luck. Points at the foot have no number."
     + (beyond ? ` Beyond the range, and drawn at its edge: ${beyond}.` : "");
 }
 
-const chosen = () => night.points.filter((point) => point.n === current && known(point.y));
+async function switchView() {
+  view = view === "all" ? "close" : "all";
+  $("closer").textContent = view === "all" ? "Look closer" : "Show all";
+  await showChart();
+  filter();
+}
+
+const chosen = () => points().filter((point) => point.n === current && known(point.y));
 
 // The experiment whose point is nearest to the pointer, within a finger's width.
 function nearest(event) {
@@ -215,9 +227,9 @@ function nearest(event) {
   const x = chart.view.scale("x"), y = chart.view.scale("y"), reach = event.pointerType === "touch" ? 28 : 18;
   const visible = new Set(shown.map((row) => row.n));
   let best = null, least = reach;
-  for (const point of night.points) {
+  for (const point of points()) {
     if (!visible.has(point.n)) continue;
-    const foot = specs().night.height - night.strip / 2 + 3;
+    const foot = night.views.all.light.height - night.strip / 2 + 3;
     const away = Math.hypot(frame.left + left + x(point.n) - event.clientX, frame.top + top + (known(point.y) ? y(point.y) : foot) - event.clientY);
     if (away < least || (away === least && point.kept)) [best, least] = [point, away];
   }
@@ -358,6 +370,7 @@ async function show(overview) {
   filter();
   const tag = `research/${night.tag}`;
   $("footer").replaceChildren("Take what was kept:", make("code", {}, `git log -p --reverse HEAD..${tag}`), make("code", {}, `git merge --ff-only ${tag}`));
+  $("closer").hidden = !night.views.close;
   await showChart();
   if (/^#\d+$/.test(location.hash)) await open(+location.hash.slice(1));
   document.documentElement.dataset.ready = "yes";
@@ -368,6 +381,7 @@ $("category").addEventListener("change", filter);
 $("chart").addEventListener("pointermove", hint);
 $("chart").addEventListener("pointerleave", () => { $("hint").hidden = true; });
 $("chart").addEventListener("click", (event) => { const row = nearest(event); if (row) open(row.n); });
+$("closer").addEventListener("click", switchView);
 $("close").addEventListener("click", close);
 $("previous").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));

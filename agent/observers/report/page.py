@@ -44,7 +44,7 @@ def drawable(overview: Json) -> Json:
     """The overview with what the charts need."""
     return {
         **overview,
-        "points": chart.points(overview),
+        "views": chart.views(overview),
         "specs": {theme: chart.specs(overview, theme) for theme in chart.THEMES},
         "looks": {kind: look._asdict() for kind, look in chart.LOOKS.items()},
         "strip": chart.STRIP,
