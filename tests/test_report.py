@@ -135,13 +135,18 @@ def test_use_of_time_is_what_the_journal_says():
         ev.Started(at=500, **start),  # killed in the trial; the last that is known of it is its beginning
         ev.TrialBegun(at=500, **began),
         ev.MachineFault(at=560, experiment=1, number=0, attempt=1, reason="the GPU fell off the bus"),
-        ev.Ended(at=565, reason="stopped", code=3),
+        ev.Paused(at=565, reason="the provider has an outage"),
+        ev.Asked(at=600, **asked, reserved_usd=None),
+        ev.Resumed(at=605),
+        ev.CallFailed(at=605, experiment=1, call=0, reason="busy"),
+        ev.Ended(at=605, reason="stopped", code=3),
         ev.Started(at=900, **start),
     ])  # fmt: skip
-    assert (times.alive, times.busy, times.waiting) == (105, 60, 30)
+    assert (times.alive, times.busy, times.waiting, times.paused) == (145, 60, 30, 40)
     assert times.faults == [(1, "the GPU fell off the bus")]
     shares = times.shares(startup=10, training=40, evaluation=5)
-    assert shares == {"training": 40, "startup": 15, "evaluation": 5, "waiting for a model": 30, "idle": 15}
+    waits = {"waiting for a model": 30, "paused": 40, "idle": 15}
+    assert shares == {"training": 40, "startup": 15, "evaluation": 5, **waits}
 
 
 def test_prompts_of_20_kb_take_a_tenth_of_that_in_the_page(tmp_path: Path):

@@ -72,7 +72,7 @@ function showTop() {
   if (known(facts.gain) && facts.kept)
     heading.push(make("p", { class: "lead" }, `${certain} ${number(facts.gain, 3)}, 95% interval ${range(facts.interval)}`));
   $("headline").replaceChildren(...heading);
-  const parts = [night.ended ? `Ended: ${night.ended}` : "Not ended: it goes on, or its process has died",
+  const parts = [night.ended ? `Ended: ${night.ended}` : "Not ended yet",
     setup.proposer, setup.device, setup.sandbox && `sandbox: ${setup.sandbox}`];
   $("setup").replaceChildren(parts.filter(Boolean).join(" \u00b7 "));
   if (night.look.length) showLook();
@@ -106,7 +106,8 @@ function showFacts(facts) {
 }
 
 function showTimes() {
-  const colors = { training: "training", startup: "startup", evaluation: "evaluation", "waiting for a model": "waiting", idle: "idle" };
+  const colors = { training: "training", startup: "startup", evaluation: "evaluation", "waiting for a model": "waiting",
+    paused: "paused", idle: "idle" };
   const sum = Object.values(night.times).reduce((all, seconds) => all + seconds, 0);
   const parts = Object.entries(night.times).filter(([, seconds]) => seconds > 0.005 * sum);
   if (!sum) return;

@@ -25,9 +25,12 @@ class Times:
     """Of these, with a test."""
     waiting: float = 0.0
     """Slot-seconds that were empty while a call was in flight."""
+    paused: float = 0.0
+    """Slot-seconds that were empty while the night waited for a model or the machine to come back."""
     faults: list[tuple[int, str]] = field(default_factory=list)
     """(experiment, what the machine did)."""
     running: bool = False
+    pausing: bool = False
     last: float = 0.0
     open_slots: dict[int, bool] = field(default_factory=dict)
     """Slot -> whether it is a test that runs there."""
@@ -46,10 +49,12 @@ class Times:
         self.pass_to(event.at, counts=self.running and not isinstance(event, ev.Started))
         match event:
             case ev.Started():  # whatever ran in the process before is over
-                self.running = True
+                self.running, self.pausing = True, False
                 self.open_slots, self.trials, self.calls = {}, {}, set()
             case ev.Ended():
                 self.running = False
+            case ev.Paused() | ev.Resumed():
+                self.pausing = isinstance(event, ev.Paused)
             case ev.Asked():
                 self.calls.add(event.call)
             case ev.TrialBegun():
@@ -81,8 +86,11 @@ class Times:
         self.alive += seconds
         self.busy += seconds * busy
         self.tests += seconds * sum(self.open_slots.values())
-        if self.calls:
-            self.waiting += seconds * max(0, self.slots - busy)
+        empty = seconds * max(0, self.slots - busy)
+        if self.pausing:
+            self.paused += empty
+        elif self.calls:
+            self.waiting += empty
 
     def shares(self, startup: float, training: float, evaluation: float) -> dict[str, float]:
         """Slot-seconds by use; the arguments are what the trials themselves measured. What a trial took beside
@@ -93,5 +101,6 @@ class Times:
             "startup": startup + rest,
             "evaluation": evaluation + self.tests,
             "waiting for a model": self.waiting,
-            "idle": max(0.0, self.alive * self.slots - self.busy - self.waiting),
+            "paused": self.paused,
+            "idle": max(0.0, self.alive * self.slots - self.busy - self.waiting - self.paused),
         }
