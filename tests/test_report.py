@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,17 @@ def test_an_interval_stands_around_the_metric_on_the_side_where_it_belongs(home:
     low, high = row["interval"]
     assert row["low"] == pytest.approx(row["metric"] - (high - row["effect"]))  # better is lower
     assert row["high"] == pytest.approx(row["metric"] + (row["effect"] - low))
+
+
+def test_a_held_out_figure_that_got_worse_is_among_what_needs_a_look(home: Path):
+    told = told_of(home)
+    assert told is not None
+    last = told.kept[-1].number
+    assert not any("held out" in entry["text"] for entry in data.look(told))
+    worse = [e.model_copy(update={"test_numbers": {"test_val_bpb": 2.0}}) if e.number == last else e
+             for e in told.experiments]  # fmt: skip
+    found = [entry for entry in data.look(replace(told, experiments=worse)) if "held out" in entry["text"]]
+    assert [entry["n"] for entry in found] == [last]
 
 
 def unmeasured(home: Path) -> Path:

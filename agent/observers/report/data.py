@@ -227,6 +227,11 @@ def look(told: Told) -> list[Json]:
     for e in sorted(marked, key=lambda e: (not (e.verdict and e.verdict.kept), e.number)):  # what was kept first
         if e.verdict:
             found.append({"n": e.number, "text": f"marked for a look: {short(e.verdict.reason)}"})
+    metric = told.program.metric
+    for test in held_out(told.kept):
+        if test["name"].endswith(metric.name) and metric.gain(test["before"], test["after"]) < 0:
+            text = f"{test['name']}, held out, is worse than at #{test['first']}, though {metric.name} is better"
+            found.append({"n": test["last"], "text": text})
     faults = Counter((n, short(reason)) for n, reason in (told.times.faults if told.times else ()))
     for (n, reason), count in faults.items():
         times = f" ({count} times)" if count > 1 else ""

@@ -30,7 +30,7 @@ async function unpack(text) {
 const known = (value) => value !== null && value !== undefined;
 const number = (value, digits = 5) => known(value) ? String(+value.toPrecision(digits)).replace("-", "\u2212") : "\u2013";
 const signed = (value) => known(value) ? (value > 0 ? "+" : "") + number(value, 3) : "\u2013";
-const range = (pair) => pair ? `${number(pair[0], 3)} \u2026 ${number(pair[1], 3)}` : "\u2013";
+const range = (pair) => pair ? `${number(pair[0], 3)}\u00a0\u2026\u00a0${number(pair[1], 3)}` : "\u2013";
 const dollars = (value) => !known(value) ? "not known" : value === 0 ? "$0" : value < 0.01 ? "<1\u00a2"
   : "$" + value.toFixed(value < 1000 ? 2 : 0);
 const percent = (share) => `${Math.round(100 * share)}%`;
@@ -260,8 +260,9 @@ async function open(n) {
   details ??= await unpack($("more").textContent);
   if (current !== n) return;  // another one was opened while this was unpacked
   const own = details.experiments[n], base = known(row.base) ? details.experiments[row.base] : null;
+  const failed = row.n && !known(row.metric), said = log(own, failed);
   $("shown").replaceChildren(...evidence(row, own), ...plot("seeds", base ? "Its trials beside the incumbent\u2019s" : "Its trials"),
-    ...change(own), ...plot("curves", "Training loss"), ...trials(row, own, base), ...log(own), ...talk(own));
+    ...change(own), ...(failed ? said : []), ...plot("curves", "Training loss"), ...trials(row, own, base), ...(failed ? [] : said), ...talk(own));
   $("details").hidden = false;
   $("details").scrollTop = 0;
   $("details").focus({ preventScroll: true });
@@ -323,7 +324,8 @@ const plot = (id, title) => [make("h3", { id: `${id}-title` }, title), make("div
 async function plots(own, base) {
   const sides = [["this experiment", own], ...(base ? [["its incumbent", base]] : [])];
   const all = sides.flatMap(([who, side]) => side.trials.map((trial) => ({ who, trial })));
-  const seeds = all.filter(({ trial }) => known(trial.metric)).map(({ who, trial }) => ({ who, metric: trial.metric }));
+  const compared = own.trials.some((trial) => known(trial.metric)) ? all : [];  // beside a crash there is nothing to compare
+  const seeds = compared.filter(({ trial }) => known(trial.metric)).map(({ who, trial }) => ({ who, metric: trial.metric }));
   const curves = all.flatMap(({ who, trial }) => (trial.curve || []).map(([x, y]) => ({ who, x, y, trial: `${who} ${trial.number}` })));
   for (const [id, rows] of Object.entries({ seeds, curves })) {
     const [place, title] = [$(id), $(`${id}-title`)];
@@ -343,11 +345,12 @@ function folded(title, note, text, wide) {
   return text ? make("details", {}, make("summary", {}, title, " ", make("span", { class: "quiet" }, note)), make("pre", { class: wide ? null : "wrap" }, text)) : null;
 }
 
-function log(own) {
+function log(own, failed) {
   const last = own.trials.filter((trial) => known(trial.log)).at(-1);
-  const failed = last && last.outcome !== "ok", shownLog = last && folded("Log", `the end of trial ${last.number + 1}`, textOf(last.log), true);
-  if (shownLog && failed) shownLog.open = true;
-  return [make("h3", {}, "Behind it"), shownLog].filter(Boolean);
+  if (!last) return [];
+  const shownLog = folded("Log", `the end of trial ${last.number + 1}`, textOf(last.log), true);
+  shownLog.open = failed;
+  return [shownLog];
 }
 
 function talk(own) {
