@@ -114,6 +114,13 @@ def test_a_held_out_figure_that_got_worse_is_among_what_needs_a_look(home: Path)
     assert [entry["n"] for entry in found] == [last]
 
 
+def test_a_metric_that_exploded_does_not_flatten_the_chart(payload: Payload):
+    rows = [{**row, "metric": 1e305} if row["n"] in (5, 6) else row for row in payload[0]["rows"]]
+    low, high = chart.domain({**payload[0], "rows": rows})
+    assert 0.5 < low < high < 1.5
+    assert chart.picture({**payload[0], "rows": [{**row, "metric": 1e305} for row in rows], "stairs": []})
+
+
 def unmeasured(home: Path) -> Path:
     """A night that was ended while its first trial ran."""
     writer = Writer(home)

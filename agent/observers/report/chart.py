@@ -12,6 +12,7 @@ Json = dict[str, Any]
 VERSION = "v6"
 """Of Vega-Lite; older minor versions are chosen by vl-convert."""
 HEIGHT, STRIP = 340, 30  # pixels of the chart, and of these those at its foot, where experiments without a number are
+HUGE = 1e100  # a metric beyond it is drawn at the edge, whatever became of it
 CLOSER = 0.5  # of the whole range: a closer look is offered where it shows less than this
 SHOWN = 0.85  # of the experiments that were not kept lie within the range of the chart; the rest at its edge
 
@@ -83,7 +84,7 @@ def domain(overview: Json, since: float = 0.0) -> tuple[float, float]:
     """The range of the metric that is shown: all that was the incumbent since that experiment, most of the rest."""
     steps = overview["stairs"]
     measured = [r for r in overview["rows"] if r["metric"] is not None and r["n"] >= since]
-    ends = [value for r in measured if r["kept"] for value in (r["metric"], r["low"], r["high"]) if value is not None]
+    ends = [value for r in measured if r["kept"] for value in (r["metric"], r["low"], r["high"])]
     for step, following in zip(steps, steps[1:], strict=False):
         if following["n"] > since:
             ends += [step["low"], step["high"]]
@@ -91,6 +92,7 @@ def domain(overview: Json, since: float = 0.0) -> tuple[float, float]:
     if rest:
         at = int(SHOWN * (len(rest) - 1))
         ends += [rest[0], rest[at]] if overview["metric"]["minimize"] else [rest[len(rest) - 1 - at], rest[-1]]
+    ends = [end for end in ends if end is not None and abs(end) < HUGE]
     if not ends:
         return (0.0, 1.0)
     low, high = min(ends), max(ends)
