@@ -21,7 +21,7 @@ def run(*argv: object, cwd: Path) -> str:
     return subprocess.run([str(a) for a in argv], cwd=cwd, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def test_a_wheel_holds_the_prompts_and_the_command(tmp_path: Path) -> None:
+def test_a_wheel_holds_the_prompts_the_page_and_the_command(tmp_path: Path) -> None:
     """Built from a copy, as a build leaves folders behind."""
     sources = tmp_path / "sources"
     sources.mkdir()
@@ -39,3 +39,4 @@ def test_a_wheel_holds_the_prompts_and_the_command(tmp_path: Path) -> None:
     said = run(sys.executable, "-c", prefix + RENDER, target, cwd=tmp_path)
     assert "SEARCH/REPLACE" in said and "LR = 1" in said
     assert (target / "bin" / "overnight").is_file()
+    assert {"page.html", "page.css", "page.js"} <= {path.name for path in (target / "agent/observers/report").iterdir()}

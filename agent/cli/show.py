@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +13,14 @@ from agent import live
 from agent.cli.nights import is_worked_on, newest, nights
 from agent.errors import Failure
 from agent.history import History
-from agent.ledger import Ledger, is_old
+from agent.ledger import Ledger
 from agent.limits import GO_ON
 from agent.night import Night
-from agent.observers.old import old_night
-from agent.observers.summary import experiments_table, summary
+from agent.observers.report import chart, data
+from agent.observers.report.markdown import markdown as as_markdown
+from agent.observers.report.page import library, page, replace_file
+from agent.observers.report.read import told_of
+from agent.observers.summary import experiments_table, notes_of, summary
 from agent.observers.terminal import paused
 from agent.workspace import project_folder
 
@@ -49,21 +53,43 @@ def status(repo: Repo = Path("."), tag: Tag = None) -> None:
     show_summary(home, console)
 
 
-def report(repo: Repo = Path("."), tag: Tag = None) -> None:
-    """Every experiment of a night with its verdict, and the summary."""
+def report(
+    repo: Repo = Path("."),
+    tag: Tag = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Where the page goes; default: beside the night.")] = None,
+    png: Annotated[Path | None, typer.Option("--png", help="Write the chart of the night there, as a picture.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the text for a pull request instead.")] = False,
+) -> None:
+    """Every experiment of a night with its verdict, and the summary; and one HTML file with all of it."""
     home, console = find_night(repo, tag), Console(highlight=False)
-    if is_old(home / "ledger.db"):
-        experiments, program, notes = old_night(home)
-        console.print(experiments_table(experiments, program))
-        console.print()
-        console.print(summary(experiments, program, home.name, notes[-5:]))
+    told = told_of(home)
+    if told is None:  # it has not begun
+        show_summary(home, console)
         return
-    ledger = Ledger(home, readonly=True)
-    night, history = ledger.night(), History(ledger.text)
-    if night.program:
-        experiments = sorted(history.finished(night), key=lambda e: e.number)
-        console.print(experiments_table(experiments, history.program(night.program)))
-    show_summary(home, console)
+    stands = how_it_stands(home, told.night) if told.night else (told.ended, "")
+    overview, details = data.payload(replace(told, ended=stands[0]))
+    if markdown:
+        print(as_markdown(overview), end="")
+    else:
+        console.print(experiments_table(told.done, told.program))
+        console.print()
+        console.print(summary(told.experiments, told.program, home.name, told.look, *stands))
+    if png:
+        put(png, chart.picture(overview))
+    if out is None and not markdown:
+        out = home / "report.html"
+    if out:
+        put(out, page(overview, details, library(home.parent)).encode())
+    if not markdown:
+        console.print(f"page: {out}", markup=False, soft_wrap=True)
+
+
+def put(file: Path, content: bytes) -> None:
+    """Raises Failure where it can't be written."""
+    try:
+        replace_file(file, content)
+    except OSError as error:
+        raise Failure(f"{file} can't be written ({error.strerror}): name another file") from None
 
 
 def doing(home: Path, night: Night) -> list[str]:
@@ -116,15 +142,6 @@ def show_summary(home: Path, console: Console) -> None:
         console.print(summary(whole, history.program(night.program), home.name, notes_of(night), *stands))
     elif not night.starts:
         console.print(f"{home.name} has not begun: nothing is in its journal", markup=False)
-
-
-def notes_of(night: Night) -> list[str]:
-    notes = [text for _, text in night.notes[-5:]]
-    if night.sandbox == "none":
-        notes.insert(0, "this night ran WITHOUT A SANDBOX: model-written code had all your rights")
-    elif night.weaker:
-        notes.insert(0, f"the sandbox was {night.sandbox}, in which a trial can {night.weaker}")
-    return notes
 
 
 COMMANDS = (status, report)

@@ -14,6 +14,7 @@ from rich.table import Table
 from agent.judge.noise import Noise, gain
 from agent.judge.verdict import failures, worked
 from agent.lab_note import dollars, duration, number
+from agent.night import Night
 from agent.observers.tsv import cell, seconds
 from agent.program import Program
 from agent.records import KEPT, Experiment
@@ -92,3 +93,13 @@ def summary(
     table.add_row("compare", f"git diff HEAD...research/{tag}")
     table.add_row("take", f"git merge --ff-only research/{tag}")
     return table
+
+
+def notes_of(night: Night) -> list[str]:
+    """What a person should know of the night as a whole."""
+    notes = [text for _, text in night.notes[-5:]]
+    if night.sandbox == "none":
+        notes.insert(0, "this night ran WITHOUT A SANDBOX: model-written code had all your rights")
+    elif night.weaker:
+        notes.insert(0, f"the sandbox was {night.sandbox}, in which a trial can {night.weaker}")
+    return notes
