@@ -109,7 +109,7 @@ def test_a_leak_far_into_a_long_context_is_refused(tmp_path: Path, corpus: Path)
 
 
 def copy_protected(folder: Path) -> None:
-    for name in ("prepare.py", "corpus.py", "evaluation.py"):
+    for name in ("prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py"):
         shutil.copy(ROOT / name, folder)
 
 
