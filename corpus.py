@@ -33,6 +33,7 @@ PATTERN = (
 )
 BOS = "<|bos|>"
 VERSION = 2  # of the rules that make a corpus: what an older one made is made again
+SOURCES = CACHE / "sources"  # name of a source -> hash of what it gave
 TOKENIZER_CHARS = 64_000_000  # the tokenizer learns from the first so many characters of the shuffled train split
 
 
@@ -187,9 +188,10 @@ def content_hash(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def build(source: Source, key: str, vocab_size: int, context: int) -> dict[str, Any]:
-    """Make the cache folders of `source`; returns the meta data. Renaming is the last step."""
-    aside = CACHE / f".partial-{key}"  # not below TRAIN: it holds the held-out text too
+def build(source: Source, name: str, vocab_size: int, context: int) -> dict[str, Any]:
+    """Make the cache folders of `source`; returns the meta data. `name`: of the source, the same whenever it is asked
+    for again. Renaming is the last step."""
+    aside = CACHE / f".partial-{name}"  # not below TRAIN: it holds the held-out text too
     aside.mkdir(parents=True, exist_ok=True)
     ranks = aside / "tokenizer.tiktoken"
     if not ranks.exists():
@@ -202,20 +204,24 @@ def build(source: Source, key: str, vocab_size: int, context: int) -> dict[str, 
         progress(min(start + chunk, len(source.files)), len(source.files), "tokens")
     for out in builder.out.values():
         out.close()
-    return publish(aside, key, builder, context, source.packages)
+    meta = describe(aside, name, builder, context) | {"heldout_packages": source.packages}
+    publish(aside, meta, builder.tokenizer)
+    return meta
 
 
-def publish(aside: Path, key: str, builder: Builder, context: int, packages: list[str]) -> dict[str, Any]:
-    """Name what was built, and move it to where it is looked for. Raises UserError where it is too little."""
-    tokenizer, sizes = builder.tokenizer, builder.state["sizes"]
-    width = np.dtype(builder.dtype).itemsize
-    tokens = {split: sizes[f"{split}.bin"] // width for split in ("train", "val", "test")}
+def describe(aside: Path, name: str, builder: Builder, context: int) -> dict[str, Any]:
+    """The meta data of what was built. Raises UserError where it is too little."""
+    tokenizer, width = builder.tokenizer, np.dtype(builder.dtype).itemsize
+    tokens = {split: builder.state["sizes"][f"{split}.bin"] // width for split in ("train", "val", "test")}
     if min(tokens.values()) < 8 * context:
         raise UserError(f"too little text: train, val and test hold {tokens['train']}, {tokens['val']} and "
                         f"{tokens['test']} tokens, and each needs at least {8 * context}: "
                         f"give more text, in more files or lines, since one goes whole into one split")
-    meta = {
-        "key": key,
+    data_hash = hash_of([aside / name for name in ("tokenizer.tiktoken", "train.bin", "val.bin", "test.bin")], context)
+    return {
+        "key": data_hash,  # the name of both folders: what is prepared later takes nothing away from whoever uses this
+        "data_hash": data_hash,
+        "source": name,
         "vocab_size": tokenizer.vocab_size,
         "context": context,
         "bos": tokenizer.bos,
@@ -223,41 +229,49 @@ def publish(aside: Path, key: str, builder: Builder, context: int, packages: lis
         "tokens": tokens,
         "bytes": builder.state["bytes"],
         "left_out": {rule: lost / builder.state["read"] for rule, lost in sorted(builder.cleaner.left_out.items())},
-        "heldout_packages": packages,
     }
-    names = ("tokenizer.tiktoken", "train.bin", "val.bin", "test.bin")
+
+
+def publish(aside: Path, meta: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """Move what was built to where it is looked for; where the same is there already, that stays untouched."""
     (aside / "state.json").unlink()  # from here on there is nothing to go on with
-    meta["data_hash"] = hashlib.sha256(
-        (content_hash(*(aside / n for n in names)) + str(context)).encode()
-    ).hexdigest()
-    heldout_aside = HELDOUT / f".partial-{key}"
+    (aside / "seen.bin").unlink()
+    heldout_aside = HELDOUT / aside.name
     shutil.rmtree(heldout_aside, ignore_errors=True)
     heldout_aside.mkdir(parents=True)
     for split in ("val", "test"):
         shutil.move(aside / f"{split}.bin", heldout_aside / f"{split}.bin")
     np.save(heldout_aside / "byte_lengths.npy", tokenizer.byte_lengths())
-    (aside / "seen.bin").unlink()
-    for folder, final in ((heldout_aside, HELDOUT / key), (aside, TRAIN / key)):
+    for folder, final in ((heldout_aside, HELDOUT / meta["key"]), (aside, TRAIN / meta["key"])):
         (folder / "meta.json").write_text(json.dumps(meta, indent=1))
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(folder, final)
-    return meta
+        final.parent.mkdir(exist_ok=True)
+        if (final / "meta.json").exists():
+            shutil.rmtree(folder)
+        else:
+            os.rename(folder, final)
+    SOURCES.mkdir(exist_ok=True)
+    write_aside(SOURCES / meta["source"], meta["key"])
 
 
-def cached(key: str) -> dict[str, Any] | None:
-    """The meta data of `key` when both its halves are there and hold what the hash says."""
+def cached(name: str) -> dict[str, Any] | None:
+    """The meta data of a source when both its halves are there and hold what the hash says."""
     try:
+        key = (SOURCES / name).read_text()
         meta = read_meta(TRAIN, key)
         if meta != read_meta(HELDOUT, key):
             return None
-        files = (TRAIN / key / "tokenizer.tiktoken", TRAIN / key / "train.bin", HELDOUT / key / "val.bin",
-                 HELDOUT / key / "test.bin")
-        found = hashlib.sha256((content_hash(*files) + str(meta["context"])).encode()).hexdigest()
+        found = hash_of([TRAIN / key / "tokenizer.tiktoken", TRAIN / key / "train.bin", HELDOUT / key / "val.bin",
+                         HELDOUT / key / "test.bin"], meta["context"])  # fmt: skip
     except (UserError, OSError):
         return None
-    if found != meta["data_hash"]:
+    if found != key:
         raise UserError(f"{TRAIN / key} or {HELDOUT / key} changed since it was written: delete both, run again")
     return meta
+
+
+def hash_of(files: list[Path], context: int) -> str:
+    """What tells prepared data from other: half a SHA-256 of the files and the context, as hex."""
+    return hashlib.sha256((content_hash(*files) + str(context)).encode()).hexdigest()[:32]
 
 
 def prepare(source_name: str, vocab_size: int | None, context: int | None, shards: int) -> dict[str, Any]:
@@ -265,8 +279,8 @@ def prepare(source_name: str, vocab_size: int | None, context: int | None, shard
     only read, so that it may belong to another user or lie on a read-only disk."""
     device = device_name()
     vocab_size, context = vocab_size or SHAPE[device][0], context or SHAPE[device][1]
-    key = f"{source_key(source_name, device, shards)}-{VERSION}-v{vocab_size}-t{context}"
-    if in_use(key) and (meta := cached(key)):
+    name = f"{source_key(source_name, device, shards)}-{VERSION}-v{vocab_size}-t{context}"
+    if (meta := cached(name)) and in_use(meta):
         return meta
     try:
         for root in (TRAIN, HELDOUT):
@@ -277,22 +291,22 @@ def prepare(source_name: str, vocab_size: int | None, context: int | None, shard
     with open(CACHE / "lock") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two loops that start at once build it once
         try:
-            meta = cached(key) or build(find_source(source_name, device, shards), key, vocab_size, context)
+            meta = cached(name) or build(find_source(source_name, device, shards), name, vocab_size, context)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            shutil.rmtree(CACHE / f".partial-{key}", ignore_errors=True)
-            shutil.rmtree(HELDOUT / f".partial-{key}", ignore_errors=True)
+            shutil.rmtree(CACHE / f".partial-{name}", ignore_errors=True)
+            shutil.rmtree(HELDOUT / f".partial-{name}", ignore_errors=True)
             raise UserError(f"no space left under {CACHE}: free some, or set OVERNIGHT_CACHE") from error
         for root in (TRAIN, HELDOUT):
-            write_aside(root / "current", key + "\n")
+            write_aside(root / "current", meta["key"] + "\n")
     return meta
 
 
-def in_use(key: str) -> bool:
+def in_use(meta: dict[str, Any]) -> bool:
     """Whether both halves point to this source."""
     try:
-        return all((root / "current").read_text().strip() == key for root in (TRAIN, HELDOUT))
+        return all((root / "current").read_text().strip() == meta["key"] for root in (TRAIN, HELDOUT))
     except OSError:
         return False
 
@@ -303,7 +317,7 @@ def command(source_name: str, vocab_size: int | None, context: int | None, shard
     tokens = {f"{split}_tokens": count for split, count in meta["tokens"].items()}
     left_out = {f"left_out_{rule}_percent": round(100 * share, 2) for rule, share in meta["left_out"].items()}
     packages = {"heldout_packages": " ".join(meta["heldout_packages"])} if meta["heldout_packages"] else {}
-    show({"source": meta["key"], "vocab_size": meta["vocab_size"], **tokens, **left_out, **packages})
+    show({"source": meta["source"], "vocab_size": meta["vocab_size"], **tokens, **left_out, **packages})
     show({"data_hash": meta["data_hash"]})
 
 

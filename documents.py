@@ -25,10 +25,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cleaning import Rules
 from prepare import UserError
 
 FILE_BYTES = 100_000  # of a Python file, at most; the rest of it is left out
+SHORTEST = 200  # characters that a Python file has at least
 HELDOUT_BYTES = {"cpu": 600_000, "cuda": 7_500_000}  # of Python for val and for test each: all of it is evaluated
 OTHER_HELDOUT_BYTES = 16_000_000  # the same of other sources
 HUB = {  # name: (repository, folder of its Parquet files, column)
@@ -129,24 +132,27 @@ def heldout_packages(roots: list[Path], most: int) -> list[Path]:
 
 
 def balanced(files: list[Path], most: int) -> dict[Path, str]:
-    """File -> val or test: the largest first, each to the side that it makes most like the other, in bytes of text and
-    in bytes that zlib makes of them, which tells how hard a text is. `most`: bytes for each side, about."""
+    """File -> val or test, so that the two are equal in bytes of text and in bytes that zlib makes of them, which tells
+    how hard a text is: by turns from the largest on, then by the exchanges that help most. `most`: bytes for each."""
     order = sorted(files, key=lambda file: hashlib.sha1("/".join(file.parts[-3:]).encode()).digest())
-    weighed, total = [], 0
+    chosen, weights, total = [], [], 0
     for file in order:
         raw = file.read_bytes()[:FILE_BYTES]
-        if total >= 2 * most or len(raw) < 200:
-            continue
-        total += len(raw)
-        weighed.append((len(raw), len(zlib.compress(raw)), file))
-    splits, ahead = {}, [0, 0]  # val less test
-    for *weights, file in sorted(weighed, key=lambda entry: entry[0], reverse=True):
-        with_val = sum(abs(a + w) / t for a, w, t in zip(ahead, weights, (4, 1), strict=True))
-        with_test = sum(abs(a - w) / t for a, w, t in zip(ahead, weights, (4, 1), strict=True))
-        sign = 1 if with_val < with_test else -1
-        ahead = [a + sign * w for a, w in zip(ahead, weights, strict=True)]
-        splits[file] = "val" if sign > 0 else "test"
-    return splits
+        if total < 2 * most and len(raw) >= SHORTEST:
+            total += len(raw)
+            chosen.append(file)
+            weights.append((len(raw), 4 * len(zlib.compress(raw))))  # zlib makes about a quarter of it
+    weight, side = np.array(weights, dtype=np.int64).reshape(-1, 2), np.ones(len(chosen), dtype=np.int64)
+    side[np.argsort(-weight[:, 0], kind="stable")[1::2]] = -1  # 1 is val
+    while True:
+        val, test = np.flatnonzero(side == 1), np.flatnonzero(side == -1)
+        ahead = side @ weight
+        after = ahead + 2 * (weight[test] - weight[val][:, None])
+        cost = (after**2).sum(-1)
+        if not cost.size or cost.min() >= (ahead**2).sum():
+            return dict(zip(chosen, ("val" if s == 1 else "test" for s in side), strict=True))
+        one, other = np.unravel_index(cost.argmin(), cost.shape)
+        side[val[one]], side[test[other]] = -1, 1
 
 
 def heldout_paths(names: list[str]) -> list[Path]:
@@ -306,6 +312,6 @@ def python_source(device: str) -> Source:
     random.Random(0).shuffle(train)
     last = [file for file in heldout if file in splits]
     random.Random(0).shuffle(last)
-    rules = Rules(tables=True, most_bytes=FILE_BYTES, copies=True, shortest=200)
+    rules = Rules(tables=True, most_bytes=FILE_BYTES, copies=True, shortest=SHORTEST)
     return Source(train + last, Path, rules, heldout_bytes=most * 2, splits=splits,
                   packages=[folder.name for folder in packages])  # fmt: skip

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from prepare import CHECKPOINT, HELDOUT, HERE, UserError, device_name, read_meta, saved_metadata, show
+from prepare import CHECKPOINT, HELDOUT, HERE, UserError, device_name, read_meta, show, trained_on
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 LOGITS_DTYPE = {"cpu": "float32", "cuda": "float16"}
@@ -313,9 +313,9 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
     meta = read_meta(HELDOUT)
     if not CHECKPOINT.exists():
         raise SystemExit(f"no model at {CHECKPOINT}: run `python train.py` first")
-    if (trained_on := saved_metadata().get("data_hash")) != meta["data_hash"]:
-        why = "was trained on other data than this" if trained_on else "doesn't say what it was trained on"
-        raise UserError(f"the model at {CHECKPOINT} {why}: run `python train.py`, which saves it by prepare.save_model")
+    if trained_on() != meta["data_hash"]:
+        raise UserError(f"the model at {CHECKPOINT} was not trained on the data in use, {meta['source']}: "
+                        "run `python train.py`")
     seed = secrets.randbits(48) if probe_seed is None else probe_seed
     rng = np.random.default_rng(seed)
     scorer, prober = ModelServer(), ModelServer()  # they import torch and load the model while this process does

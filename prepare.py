@@ -6,8 +6,8 @@
 
     python prepare.py heldout-paths          the folders whose text is held out, for a sandbox to hide
 
-train.py imports this file for `TrainData`, `Budget` and `save_model`, and must offer one thing itself:
-`load_model(path, device)`, which returns a callable from tokens (B, T) to logits (B, T, V).
+train.py imports this file for `TrainData` and `Budget`, and must offer one thing itself: `load_model(path, device)`,
+which returns a callable from tokens (B, T) to logits (B, T, V).
 
 Environment: RESEARCH_SEED, RESEARCH_BUDGET_SECONDS, RESEARCH_BUDGET_TOKENS, RESEARCH_OUTPUT, RESEARCH_DATA (the
 data_hash of the prepared data to use; without it the last prepared), RESEARCH_MODEL_SANDBOX (a JSON list put before the
@@ -31,7 +31,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -63,7 +63,7 @@ def absolute(name: str, otherwise: Path) -> Path:
 CACHE = absolute("OVERNIGHT_CACHE", Path.home() / ".cache" / "overnight")
 TRAIN, HELDOUT = CACHE / "train", CACHE / "heldout"  # what training may read, and what it may not
 OUTPUT = absolute("RESEARCH_OUTPUT", CACHE / "out")
-CHECKPOINT = OUTPUT / "model.safetensors"
+CHECKPOINT, TRAINED_ON = OUTPUT / "model.safetensors", OUTPUT / "trained_on"
 SEED: int = setting("RESEARCH_SEED", int, 0, "1") or 0
 SECONDS: float | None = setting("RESEARCH_BUDGET_SECONDS", float, 0.001, "300")
 TOKENS: int | None = setting("RESEARCH_BUDGET_TOKENS", int, 1, "96000")
@@ -72,7 +72,6 @@ TOKENS: int | None = setting("RESEARCH_BUDGET_TOKENS", int, 1, "96000")
 SHAPE = {"cpu": (2048, 256), "cuda": (8192, 2048)}
 DEFAULT_TOKENS = 262_144  # on a CPU, where wall time is noise: about 20 s of training on two cores
 DEFAULT_SECONDS = 300.0  # on a GPU
-MOST_METADATA = 16_000_000  # bytes that are read of what stands before the weights in a file
 
 
 class UserError(Exception):
@@ -81,6 +80,8 @@ class UserError(Exception):
 
 def device_name() -> str:
     """`cuda` where torch sees a GPU, else `cpu`."""
+    if not any(os.path.exists(f"/dev/{name}") for name in ("nvidiactl", "kfd", "dxg")):
+        return "cpu"  # without a second or two for importing torch
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -90,16 +91,12 @@ def read_meta(root: Path, key: str | None = None) -> dict[str, Any]:
     """The meta data of a prepared source: by default of the one that RESEARCH_DATA names by its hash, so that what is
     prepared in the middle of a night changes nothing in it; else of the last prepared. Raises UserError when there is
     none."""
-    wanted = None if key else os.environ.get("RESEARCH_DATA")
+    key = key or os.environ.get("RESEARCH_DATA")
     try:
-        if wanted:
-            metas = (json.loads(path.read_text()) for path in root.glob("[!.]*/meta.json"))
-            if not (found := next((meta for meta in metas if meta["data_hash"] == wanted), None)):
-                raise UserError(f"no data of hash {wanted} under {root}: prepare it again, or unset RESEARCH_DATA")
-            return found
         return json.loads((root / (key or (root / "current").read_text().strip()) / "meta.json").read_text())
     except FileNotFoundError as error:
-        raise UserError(f"no data under {root}: run `python prepare.py` first") from error
+        wanted = f"data {key}" if key else "data"
+        raise UserError(f"no {wanted} under {root}: run `python prepare.py` first") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -116,6 +113,13 @@ class TrainData:
         self.tokens = np.memmap(TRAIN / meta["key"] / "train.bin", dtype=meta["dtype"], mode="r")
         self.served = 0  # tokens handed out so far: what a budget in tokens is counted by
         self.passes = 0  # passes over the whole split begun so far
+        self._note()
+
+    def _note(self) -> None:
+        """Write down which data is trained on, beside the model that comes of it."""
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        if not TRAINED_ON.exists() or TRAINED_ON.read_text() != self.data_hash:
+            TRAINED_ON.write_text(self.data_hash)
 
     def batches(self, rows: int, length: int | None = None, seed: int = SEED) -> Iterator[np.ndarray]:
         """Endless (rows, length + 1) int64 arrays: inputs are [:, :-1] and targets [:, 1:].
@@ -173,23 +177,13 @@ class Budget:
         return min(1.0, tokens / self.tokens if self.tokens else self.elapsed / self.seconds)
 
 
-def save_model(weights: Mapping[str, Any], config: Mapping[str, Any], data: TrainData) -> None:
-    """Save the weights where the evaluation looks for them, with what `load_model` needs beside them, under "config" in
-    the file's metadata, and the data that they were trained on: on other data they are not evaluated."""
-    from safetensors.torch import save_file
-
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    save_file(dict(weights), CHECKPOINT, {"config": json.dumps(config), "data_hash": data.data_hash})
-
-
-def saved_metadata() -> dict[str, str]:
-    """What `save_model` put beside the weights; nothing where the file is none of its kind. Reads no tensor."""
-    with open(CHECKPOINT, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            return dict(json.loads(file.read(min(length, MOST_METADATA))).get("__metadata__", {}))
-        except (ValueError, TypeError, AttributeError):
-            return {}
+def trained_on() -> str:
+    """The data_hash of what the saved model was trained on; empty where nothing tells, as of a model that is older
+    than the last training on other data."""
+    with contextlib.suppress(FileNotFoundError):
+        if TRAINED_ON.stat().st_mtime_ns <= CHECKPOINT.stat().st_mtime_ns:
+            return TRAINED_ON.read_text()
+    return ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------

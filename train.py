@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import prepare
@@ -464,9 +466,10 @@ def main() -> None:
     if CUDA:
         trainer.compile(torch.randint(data.vocab_size, (BATCH_ROWS, data.context + 1), device=device))
     smooth, seconds, startup = train(trainer, data, budget)
+    os.makedirs(prepare.OUTPUT, exist_ok=True)
     weights = trainer.model.state_dict()
     weights["recall.memory"] = weights["recall.memory"].int()  # the lower half: without the steps
-    prepare.save_model(weights, asdict(config), data)
+    save_file(weights, prepare.CHECKPOINT, metadata={"config": json.dumps(asdict(config))})
     # 989e12: dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet.
     mfu = trainer.model.flops_per_token() * data.served / seconds / 989e12 if CUDA else 0.0
     print("---")

@@ -1,6 +1,7 @@
 """How far the held-out text of the default corpus is told by the training text: before and after its rules.
 
     python -m bench.corpus                    the standard library; on a GPU machine the installed packages too
+    python -m bench.corpus --device cuda      as on a GPU machine, on any: with the installed packages
     python -m bench.corpus --source FOLDER    of another source, as `python prepare.py --source` takes it
 
 `before`: every file as it is, split by its digest, only equal files left out. `after`: what prepare.py makes. Shown are
@@ -64,8 +65,8 @@ class Ngrams:
         for n in range(1, ORDERS):
             context = runs(tokens, n)[skip - n : len(tokens) - n]
             gram = runs(tokens, n + 1)[skip - n :]
-            total, kinds, both = (count(keys, wanted) for keys, wanted in
-                                  ((self.contexts[n - 1], context), (self.kinds[n - 1], context), (self.grams[n], gram)))
+            total, kinds = count(self.contexts[n - 1], context), count(self.kinds[n - 1], context)
+            both = count(self.grams[n], gram)
             known = total > 0
             p = np.where(known, (both + kinds * p) / np.maximum(total + kinds, 1), p)
         return p
@@ -86,8 +87,8 @@ def looked_up(train: np.ndarray, tokens: np.ndarray, length: int) -> np.ndarray:
 
 def figures(folders: tuple[Path, Path], meta: dict[str, Any]) -> dict[str, float]:
     """The figures of one prepared corpus, in the folders of its train and held-out halves."""
-    read = {name: np.fromfile(folder / f"{name}.bin", dtype=meta["dtype"])
-            for folder, names in zip(folders, (("train",), ("val", "test")), strict=True) for name in names}  # fmt: skip
+    places = {"train": folders[0], "val": folders[1], "test": folders[1]}
+    read = {split: np.fromfile(folder / f"{split}.bin", dtype=meta["dtype"]) for split, folder in places.items()}
     train, lengths, skip = read["train"], np.load(folders[1] / "byte_lengths.npy"), ORDERS - 1
     in_train = np.isin(runs(read["val"], CONTAMINATED), runs(train, CONTAMINATED))
     ngrams, told = Ngrams(train, meta["vocab_size"]), {}
@@ -116,15 +117,16 @@ def figures(folders: tuple[Path, Path], meta: dict[str, Any]) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", default="python")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: what there is")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["OVERNIGHT_CACHE"] = folder
+        os.environ["OVERNIGHT_CACHE"] = folder  # before prepare.py reads it
         import corpus
         import documents
         import prepare
         from cleaning import Rules
 
-        device = prepare.device_name()
+        device = args.device or prepare.device_name()
         vocab_size, context = prepare.SHAPE[device]
         after = documents.find_source(args.source, device, 8)
         files = after.files
@@ -133,10 +135,10 @@ def main() -> None:
             random.Random(0).shuffle(files)
         before = documents.Source(files, after.fetch, Rules(shortest=after.rules.shortest))
         rows: dict[str, dict[str, float]] = {}
-        prepare.TRAIN.mkdir()
+        prepare.TRAIN.mkdir(parents=True)
         for name, source in (("before", before), ("after", after)):
             meta = corpus.build(source, name, vocab_size, context)
-            rows[name] = figures((prepare.TRAIN / name, prepare.HELDOUT / name), meta)
+            rows[name] = figures((prepare.TRAIN / meta["key"], prepare.HELDOUT / meta["key"]), meta)
             rows[name] |= {f"left_out_{rule}_percent": 100 * share for rule, share in meta["left_out"].items()}
     print("| | before | after |\n| --- | --- | --- |")
     for figure in dict.fromkeys([*rows["before"], *rows["after"]]):

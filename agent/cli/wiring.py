@@ -32,6 +32,7 @@ from agent.night import Night
 from agent.observers.follow import Follower, Observer
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
+from agent.places import DATA, place
 from agent.policy import Capacity
 from agent.program import Device, Program, load_program
 from agent.propose import context
@@ -141,8 +142,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     if night.sandbox and night.sandbox != room.name:
         changed = f"the sandbox changed from {night.sandbox} to {room.name}"
         ledger.append(ev.Noted(at=clock.now(), text=changed))
-    make_sure(room, workspace, program, say)
     data = prepared(program, root, night.data)
+    make_sure(room, workspace, program, say)
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
     actions = Actions(
         reread=reread,
@@ -221,8 +222,8 @@ def reopen(
     if not night.contract:
         raise Failure(f"{home.name} has not begun: there is nothing to measure again")
     program, room = history.program(night.contract), choose_sandbox(sandbox, private=(root,))
-    make_sure(room, workspace, program, say)
     prepared(program, root, night.data)
+    make_sure(room, workspace, program, say)
     return history.finished(night), workspace, EXECUTORS["local"](workspace, room, program, 1), program, say
 
 
@@ -250,8 +251,7 @@ def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
     """Try to break out of the sandbox, and run a kernel on the device in each kind of room. Raises Failure where the
     first succeeds or the second does not."""
     device = find_device(program.device)
-    data, holdout = ([workspace.root / Path(name).expanduser() for name in names]
-                     for names in (program.data, program.holdout))  # fmt: skip
+    data, holdout = ([place(workspace.root, name) for name in names] for names in (program.data, program.holdout))
     gpu = visible_gpus()[0] if device == "cuda" else None
     env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
     env["CUDA_VISIBLE_DEVICES"] = gpu.uuid if gpu else ""
@@ -322,8 +322,8 @@ def defaults(root: Path) -> dict[str, Any]:
 
 
 def prepared(program: Program, root: Path, before: str) -> str:
-    """Run the `prepare` command: the hash of the data as it says it; `before` is what the night began with, and
-    must be the same. Raises Failure."""
+    """Run the `prepare` command: the hash of the data as it says it, which from here on is RESEARCH_DATA in the
+    environment; `before` is what the night began with, and must be the same. Raises Failure."""
     if not program.prepare:
         return ""
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)])
@@ -343,4 +343,6 @@ def prepared(program: Program, root: Path, before: str) -> str:
     told = dict(re.findall(r"(?m)^(\w+):[ \t]*(.+?)[ \t]*$", ran.stdout)).get("data_hash", "")
     if before and before != told:
         raise Failure("the prepared data changed since this night began: choose a new --tag")
+    if told:
+        os.environ[DATA] = told
     return told

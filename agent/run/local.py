@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from agent import events as ev
 from agent import live
 from agent.errors import Failure
+from agent.places import place
 from agent.program import Device, Program
 from agent.protocols import Emit, Job
 from agent.records import Measurement
@@ -66,7 +67,7 @@ class LocalExecutor:
     def check(self, program: Program) -> None:
         """What would make every trial fail. Raises Failure, one line."""
         program.budget_on(self.device)
-        for path in map(self._path, (*program.data, *program.holdout)):
+        for path in (place(self.root, name) for name in (*program.data, *program.holdout)):
             if not path.exists():
                 how = f"`{program.prepare}` did not make it" if program.prepare else "make it, or mend program.md"
                 raise Failure(f"the data {path} does not exist: {how}")
@@ -178,8 +179,8 @@ class LocalExecutor:
             test=program.test,
             metric=Metric(program.metric.name, program.metric.pattern),
             protect=list(program.protect),
-            data=[str(self._path(name)) for name in program.data],
-            holdout=[str(self._path(name)) for name in program.holdout],
+            data=[str(place(self.root, name)) for name in program.data],
+            holdout=[str(place(self.root, name)) for name in program.holdout],
             environment=list(program.environment),
             budget=str(budget),
             budget_seconds=budget.seconds,
@@ -196,10 +197,6 @@ class LocalExecutor:
             root=str(self.root),
             sandbox=describe(self.sandbox),
         )
-
-    def _path(self, name: str) -> Path:
-        """A folder of the contract, absolute: ~ is home, a relative one is in the repository."""
-        return self.root / Path(name).expanduser()
 
 
 class Worker:

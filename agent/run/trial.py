@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from agent.places import DATA
 from agent.run.cache import CompileCache, ModuleCache, compiled_modules
 from agent.run.device_use import DeviceUse
 from agent.run.log import Log
@@ -253,7 +254,7 @@ def make_room(job: Job, kind: Literal["training", "evaluation", "model"]) -> Roo
 def environment(job: Job, room: Room) -> dict[str, str]:
     """The whole environment of a trial: only what is named here or in the contract."""
     task = job.task
-    named = (*PERSON, *MACHINE, *THREADS, *task.environment)
+    named = (*PERSON, *MACHINE, *THREADS, DATA, *task.environment)
     env = {name: os.environ[name] for name in named if name in os.environ}
     env |= {name: value for name, value in os.environ.items() if name.startswith("LC_")}
     if not job.sandbox.guarded:
