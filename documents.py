@@ -97,7 +97,7 @@ def imported_by_training() -> set[str]:
 
 def removable_packages(roots: list[Path]) -> list[Path]:
     """Folders of installed packages that no training imports and no other package requires, in the order of a hash."""
-    required, providers = set(), importlib.metadata.packages_distributions()
+    required, providers = {"overnight"}, importlib.metadata.packages_distributions()
     for distribution in importlib.metadata.distributions():
         for line in distribution.requires or []:
             if "extra ==" not in line and (name := re.match(r"[\w.-]+", line)):
@@ -107,7 +107,7 @@ def removable_packages(roots: list[Path]) -> list[Path]:
         root / name
         for root in roots
         for name, distributions in sorted(providers.items())
-        if name not in imported | USEFUL | {"overnight"} and not name.startswith("_") and (root / name).is_dir()
+        if name not in imported | USEFUL and not name.startswith("_") and (root / name).is_dir()
         and not required & set(map(canonical, distributions))
     ]  # fmt: skip
     return sorted(found, key=lambda folder: hashlib.sha1(folder.name.encode()).digest())
