@@ -1,7 +1,8 @@
 """Where the documents of a corpus come from, and which split each belongs to: Python on this machine, files, a hub.
 
 The Python corpus is split by package. Its held-out packages are such that no training imports, so that rooms can hide
-them: the text that decides is nowhere to be read while a model trains. Other sources are split by each text's digest.
+them: the text that decides is nowhere to be read while a model trains. val and test share these packages, but no text.
+Other sources are split by each text's digest.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cleaning import Rules
+from cleaning import Rules, beginning
 from prepare import UserError
 
 FILE_BYTES = 100_000  # of a Python file, at most; the rest of it is left out
 SHORTEST = 200  # characters that a Python file has at least
 HELDOUT_BYTES = {"cpu": 600_000, "cuda": 7_500_000}  # of Python for val and for test each: all of it is evaluated
+# Held-out files are cut into pieces of so many characters, dealt to val and test by turns: files differ far more in how
+# hard they are than their pieces do, and so the two splits would. A piece fills a context or more.
+PIECE = {"cpu": 2_000, "cuda": 12_000}
 OTHER_HELDOUT_BYTES = 16_000_000  # the same of other sources
 HUB = {  # name: (repository, folder of its Parquet files, column)
     "climbmix": ("karpathy/climbmix-400b-shuffle", "", "text"),
@@ -131,28 +132,26 @@ def heldout_packages(roots: list[Path], most: int) -> list[Path]:
     return chosen
 
 
-def balanced(files: list[Path], most: int) -> dict[Path, str]:
-    """File -> val or test, so that the two are equal in bytes of text and in bytes that zlib makes of them, which tells
-    how hard a text is: by turns from the largest on, then by the exchanges that help most. `most`: bytes for each."""
-    order = sorted(files, key=lambda file: hashlib.sha1("/".join(file.parts[-3:]).encode()).digest())
-    chosen, weights, total = [], [], 0
-    for file in order:
-        raw = file.read_bytes()[:FILE_BYTES]
-        if total < 2 * most and len(raw) >= SHORTEST:
-            total += len(raw)
+def part_of(files: list[Path], most: int) -> dict[Path, int]:
+    """As many of the files, in the order of a hash, as hold `most` bytes; each with its number."""
+    chosen, total = [], 0
+    for file in sorted(files, key=lambda file: hashlib.sha1("/".join(file.parts[-3:]).encode()).digest()):
+        if total < most:
+            total += min(file.stat().st_size, FILE_BYTES)
             chosen.append(file)
-            weights.append((len(raw), 4 * len(zlib.compress(raw))))  # zlib makes about a quarter of it
-    weight, side = np.array(weights, dtype=np.int64).reshape(-1, 2), np.ones(len(chosen), dtype=np.int64)
-    side[np.argsort(-weight[:, 0], kind="stable")[1::2]] = -1  # 1 is val
-    while True:
-        val, test = np.flatnonzero(side == 1), np.flatnonzero(side == -1)
-        ahead = side @ weight
-        after = ahead + 2 * (weight[test] - weight[val][:, None])
-        cost = (after**2).sum(-1)
-        if not cost.size or cost.min() >= (ahead**2).sum():
-            return dict(zip(chosen, ("val" if s == 1 else "test" for s in side), strict=True))
-        one, other = np.unravel_index(cost.argmin(), cost.shape)
-        side[val[one]], side[test[other]] = -1, 1
+    return {file: number for number, file in enumerate(chosen)}
+
+
+def pieces(text: str, least: int) -> Iterator[str]:
+    """A text cut at the ends of lines, `least` characters and the rest of a line each."""
+    piece = ""
+    for line in text.splitlines(keepends=True):
+        piece += line
+        if len(piece) >= least:
+            yield piece
+            piece = ""
+    if piece:
+        yield piece
 
 
 def heldout_paths(names: list[str]) -> list[Path]:
@@ -254,27 +253,36 @@ class Source:
     rules: Rules = Rules()
     column: str = "text"
     heldout_bytes: int = OTHER_HELDOUT_BYTES
-    splits: Mapping[Path, str] | None = None
-    """File -> split, where whole files belong to one; else each text's digest tells."""
+    heldout: Mapping[Path, int] | None = None
+    """The files that are held out, numbered, where whole files are; else each text's digest tells its split."""
+    piece: int = 0
+    """Characters of the pieces in which held-out files are dealt out."""
     packages: list[str] = field(default_factory=list)
     """Names of the packages that are held out."""
 
     def texts(self, file: Any, split: str | None = None) -> Iterator[tuple[str, str]]:
         """(split, text) of one file, of one split only if it is named. Raises UserError where the file is not what its
         name says."""
-        if self.splits is not None and split not in (None, self.splits.get(file, "train")):
+        if self.heldout is not None and split == "train" and file in self.heldout:
             return
         path = self.fetch(file)
         try:
             for text in read_documents(path, self.column, self.rules.shortest):
-                found = (split_of(hashlib.sha1(text.encode()).digest()) if self.splits is None
-                         else self.splits.get(file, "train"))  # fmt: skip
-                if split in (None, found):
-                    yield found, text
+                yield from ((found, part) for found, part in self._dealt(file, text) if split in (None, found))
         except (OSError, ValueError, TypeError, AttributeError) as error:  # of the kinds that pyarrow raises
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             raise UserError(f"{path}: cannot be read ({type(error).__name__}: {str(error)[:200]})") from error
+
+    def _dealt(self, file: Any, text: str) -> Iterator[tuple[str, str]]:
+        if self.heldout is None:
+            yield split_of(hashlib.sha1(text.encode()).digest()), text
+        elif file in self.heldout:
+            whole = beginning(text, self.rules.most_bytes or len(text))
+            for turn, part in enumerate(pieces(whole, self.piece), self.heldout[file]):
+                yield ("val", "test")[turn % 2], part
+        else:
+            yield "train", text
 
 
 def source_key(name: str, device: str, shards: int) -> str:
@@ -304,14 +312,11 @@ def python_source(device: str) -> Source:
     """The Python on this machine: on a GPU machine with the installed packages. What is held out comes last, so that
     of two copies the one that training has counts, and no loss is lowered by the other."""
     roots, most = python_roots(with_packages=device == "cuda"), HELDOUT_BYTES[device]
-    packages = heldout_packages(roots, int(2.5 * most))  # more than is asked for, as the rules take some of it out
-    heldout = [file for folder in packages for file in python_files(folder)]
-    kept_apart = set(heldout)
-    train = [file for root in roots for file in python_files(root) if file not in kept_apart]
-    splits = balanced(heldout, most)
+    packages = heldout_packages(roots, 3 * most)  # more than is asked for, as the rules take some of it out
+    files = [file for folder in packages for file in python_files(folder)]
+    apart, heldout = set(files), part_of(files, int(2.2 * most))
+    train = [file for root in roots for file in python_files(root) if file not in apart]
     random.Random(0).shuffle(train)
-    last = [file for file in heldout if file in splits]
-    random.Random(0).shuffle(last)
     rules = Rules(tables=True, most_bytes=FILE_BYTES, copies=True, shortest=SHORTEST)
-    return Source(train + last, Path, rules, heldout_bytes=most * 2, splits=splits,
+    return Source(train + list(heldout), Path, rules, heldout_bytes=most, heldout=heldout, piece=PIECE[device],
                   packages=[folder.name for folder in packages])  # fmt: skip

@@ -25,14 +25,14 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 PACKAGES = """
-    dict-gcide dict-foldoc dict-jargon wordnet-base bible-kjv-text
+    dict-gcide dict-foldoc dict-jargon wordnet-base
     linux-doc-6.1 manpages manpages-dev debian-handbook debian-reference-en debian-policy developers-reference
     installation-guide-amd64 debian-faq harden-doc
     postgresql-doc-15 postgis-doc sqlite3-doc apache2-doc haproxy-doc exim4-doc-html
     python3.11-doc python-django-doc python-sqlalchemy-doc python-scipy-doc perl-doc erlang-doc nodejs-doc cmake-doc
     swi-prolog-doc r-doc-html octave-doc maxima-doc gap-doc ruby3.1-doc tcl8.6-doc
-    git-doc subversion-doc vim-doc emacs-common zsh-doc gnuplot-doc lyx-common
-    libreoffice-help-en-us gnucash-docs gimp-help-en gnome-user-docs kicad-doc-en freeciv-data
+    git-doc vim-doc emacs-common zsh-doc gnuplot-doc
+    libreoffice-help-en-us gnucash-docs gimp-help-en kicad-doc-en freeciv-data
 """.split()
 COMMON = set("a about all also an and any are as at be been both but by can do does each for from has have he his if in "
              "into is it its may more most must no not of on one only or other should so some such than that the their "
@@ -116,9 +116,9 @@ def pages(path: Path) -> Iterator[str]:
 
 def is_text(path: Path, below: Path) -> bool:
     """Whether a file of a package is one of the kinds that hold prose, in English."""
-    place = path.relative_to(below).as_posix()
-    name = path.name.removesuffix(".gz")
-    wanted = re.search(r"\.(x?html?|html?\.en|txt|pod|info(-\d+)?|dict\.dz|rst|[1-8][a-z]*)$|^data\.", name)
+    place = re.sub(r"\.[gd]z$", "", path.relative_to(below).as_posix())
+    name = place.rpartition("/")[2]
+    wanted = re.search(r"\.(x?html?|html?\.en|txt|pod|info(-\d+)?|dict|rst|[1-8][a-z]*)$|^data\.", name)
     plain = re.search(r"\.html?\.[a-z-]+$", name)  # Apache's way: .html.de, .html.en
     return bool(wanted) and not path.is_symlink() and path.is_file() and not FOREIGN.search(place) and not (
         plain and not name.endswith(".en")
