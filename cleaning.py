@@ -1,7 +1,7 @@
 """What is left out of a corpus: tables of data, the end of very long files, and text that is there already.
 
-Copies are found whole, by paragraphs, and nearly equal: MinHash (Broder 1997) of runs of five words, with bands of
-locality-sensitive hashing, as is usual for the corpora of language models (Lee et al. 2022).
+Copies are found whole, by paragraphs, by four lines on end, and nearly equal: MinHash (Broder 1997) of runs of five
+words, with bands of locality-sensitive hashing, as is usual for the corpora of language models (Lee et al. 2022).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from prepare import UserError
 
 TABLE_LINES = 12  # so many lines of literals on end are a table, and go; a file that is half tables goes whole
 LONGEST_LINE = 400  # characters; a longer line of code is data too
-PARAGRAPH = 80  # characters, blanks at the ends of lines not counted: shorter paragraphs are idioms, and may repeat
+COPIED_LINES = 4  # so many lines that stood together before, blank ones not counted, go
+PARAGRAPH = 80  # characters, blanks at the ends of lines not counted: what is shorter is an idiom, and may repeat
 SHINGLE = 5  # words in the runs that are compared
 BANDS, ROWS = 16, 8  # of pairs of texts that share 70% of their runs of words 6 in 10 are found, with 80% 95 in 100
 # A line of Python that begins as a string, a number or nothing but brackets does: no name, no keyword, no comment.
@@ -65,9 +66,10 @@ class Cleaner:
         if rules.most_bytes:
             text = self._without("beyond_the_most", text, beginning(text, rules.most_bytes))
         if rules.copies:
-            text = self._without("copies", text, self._without_copies(text))
+            text = self._without("copies", text, self._without_copied_paragraphs(text))
             if self._is_near(text):
                 return self._without("near_copies", text, "")
+            text = self._without("copies", text, self._without_copied_lines(text))
         return text if len(text) >= rules.shortest else self._without("too_short", text, "")
 
     def _without(self, rule: str, before: str, after: str) -> str:
@@ -83,7 +85,7 @@ class Cleaner:
         self.fresh.append(number)
         return True
 
-    def _without_copies(self, text: str) -> str:
+    def _without_copied_paragraphs(self, text: str) -> str:
         """The paragraphs that were nowhere before, each with the blank lines before it."""
         kept = []
         for paragraph in re.split(r"(?<=\n)(?=[ \t]*\n[ \t]*\S)", text):
@@ -91,6 +93,18 @@ class Cleaner:
             if len(bare) < PARAGRAPH or self._is_new(bare.encode(), b"paragraph"):
                 kept.append(paragraph)
         return "".join(kept)
+
+    def _without_copied_lines(self, text: str) -> str:
+        """All lines but those of a block that stood in an earlier text, or earlier in this one."""
+        lines = text.splitlines(keepends=True)
+        full = [number for number, line in enumerate(lines) if not line.isspace()]
+        copied: set[int] = set()
+        for first in range(len(full) - COPIED_LINES + 1):
+            numbers = full[first : first + COPIED_LINES]
+            block = "\n".join(lines[number].strip() for number in numbers)
+            if len(block) >= PARAGRAPH and not self._is_new(block.encode(), b"lines"):
+                copied.update(numbers)
+        return "".join(line for number, line in enumerate(lines) if number not in copied)
 
     def _is_near(self, text: str) -> bool:
         """Whether a band of its signature was there before. All bands are remembered, also of what is left out."""

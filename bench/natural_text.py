@@ -33,10 +33,10 @@ PACKAGES = """
     swi-prolog-doc r-doc-html octave-doc maxima-doc gap-doc ruby3.1-doc tcl8.6-doc
     git-doc vim-doc emacs-common zsh-doc gnuplot-doc
     libreoffice-help-en-us gnucash-docs gimp-help-en kicad-doc-en freeciv-data
-""".split()
-COMMON = set("a about all also an and any are as at be been both but by can do does each for from has have he his if in "
-             "into is it its may more most must no not of on one only or other should so some such than that the their "
-             "then there these they this to use used using was were when which who will with would you your".split())
+""".split()  # noqa: SIM905
+COMMON = set("a about all also an and any are as at be been both but by can do does each for from has have he his if "
+             "in into is it its may more most must no not of on one only or other should so some such than that the their "
+             "then there these they this to use used using was were when which who will with would you your".split())  # noqa: SIM905
 SHORTEST_PARAGRAPH, SHORTEST_PAGE, LONGEST_PAGE = 60, 400, 60_000  # characters
 ENTRIES = 4000  # characters of dictionary entries that make a page
 # Another language's copy, by its path: index.html.de, /fr/, book.ja.html, es.txt

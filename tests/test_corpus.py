@@ -126,6 +126,13 @@ def test_paragraphs_that_were_there_are_left_out() -> None:
     assert cleaner.left_out["copies"] == len(licence) * 2 + len(first) + 5
 
 
+def test_lines_that_stood_together_before_are_left_out() -> None:
+    cleaner, block = Cleaner(Rules(copies=True)), "".join(f"    v_{n} = compute_the_{n}th(v)\n" for n in range(9))
+    assert cleaner.clean("def one(value):\n" + block) == "def one(value):\n" + block
+    other = "".join(paragraphs(30))
+    assert cleaner.clean(other + block + "    return 3\n") == other + "    return 3\n"
+
+
 def test_idioms_may_repeat() -> None:
     cleaner = Cleaner(Rules(copies=True))
     for name in ("one", "two"):
