@@ -34,15 +34,17 @@ PACKAGES = """
     git-doc vim-doc emacs-common zsh-doc gnuplot-doc
     libreoffice-help-en-us gnucash-docs gimp-help-en kicad-doc-en freeciv-data
 """.split()  # noqa: SIM905
-COMMON = set("a about all also an and any are as at be been both but by can do does each for from has have he his if "
-             "in into is it its may more most must no not of on one only or other should so some such than that the their "
-             "then there these they this to use used using was were when which who will with would you your".split())  # noqa: SIM905
+COMMON = set("""
+    a about all also an and any are as at be been both but by can do does each for from has have he his if in
+    into is it its may more most must no not of on one only or other should so some such than that the their
+    then there these they this to use used using was were when which who will with would you your
+""".split())  # noqa: SIM905
 SHORTEST_PARAGRAPH, SHORTEST_PAGE, LONGEST_PAGE = 60, 400, 60_000  # characters
 ENTRIES = 4000  # characters of dictionary entries that make a page
 # Another language's copy, by its path: index.html.de, /fr/, book.ja.html, es.txt
 FOREIGN = re.compile(r"(?:^|[./_-])(?!en)(?:[a-z]{2}|[a-z]{2}[-_][a-zA-Z]{2,4})(?:\.html|\.txt|\.utf8|/|$)")
 DROPPED = re.compile(r"(?is)<(script|style|pre|table|nav|head|footer|svg|math)\b.*?</\1\s*>|<!--.*?-->")
-BLOCK = re.compile(r"(?i)</?(?:p|li|dd|dt|dl|ul|ol|div|section|blockquote|h[1-6]|br\s*/?|hr|body|article|td|tr)\b[^>]*>")
+BLOCK = re.compile(r"(?i)</?(?:p|li|dd|dt|dl|ul|ol|div|section|blockquote|h[1-6]|br\s*/?|hr|body|td|tr)\b[^>]*>")
 
 
 def reads_like_english(paragraph: str) -> bool:
