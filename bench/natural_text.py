@@ -40,6 +40,7 @@ COMMON = set("""
     then there these they this to use used using was were when which who will with would you your
 """.split())  # noqa: SIM905
 SHORTEST_PARAGRAPH, SHORTEST_PAGE, LONGEST_PAGE = 60, 400, 60_000  # characters
+WORDNET = re.compile(r"data\.(noun|verb|adj|adv)$")
 ENTRIES = 4000  # characters of dictionary entries that make a page
 # Another language's copy, by its path: index.html.de, /fr/, book.ja.html, es.txt
 FOREIGN = re.compile(r"(?:^|[./_-])(?!en)(?:[a-z]{2}|[a-z]{2}[-_][a-zA-Z]{2,4})(?:\.html|\.txt|\.utf8|/|$)")
@@ -81,10 +82,10 @@ def paragraphs(path: Path, text: str) -> Iterator[str]:
 
 def dictionary(path: Path, text: str) -> Iterator[str]:
     """The entries of a dictionary in dictd's form (indented under their words) or WordNet's (words | gloss)."""
-    if path.name.startswith("data."):
+    if WORDNET.match(path.name):
         for line in text.splitlines():
             head, bar, gloss = line.partition(" | ")
-            if bar:
+            if bar and line[0].isdigit():  # not the licence above them
                 words = head.split()[4 : 4 + 2 * int(head.split()[3], 16) : 2]
                 yield f"{', '.join(words).replace('_', ' ')}: {gloss.strip()}"
         return
@@ -98,7 +99,7 @@ def pages(path: Path) -> Iterator[str]:
     """The texts that a file gives: one, or for a dictionary one for every few thousand characters."""
     raw = path.read_bytes()
     text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8", errors="replace")
-    if path.name.startswith("data.") or ".dict" in path.name:
+    if WORDNET.match(path.name) or ".dict" in path.name:
         gathered: list[str] = []
         for entry in dictionary(path, text):
             gathered.append(entry)
@@ -120,7 +121,7 @@ def is_text(path: Path, below: Path) -> bool:
     """Whether a file of a package is one of the kinds that hold prose, in English."""
     place = re.sub(r"\.[gd]z$", "", path.relative_to(below).as_posix())
     name = place.rpartition("/")[2]
-    wanted = re.search(r"\.(x?html?|html?\.en|txt|pod|info(-\d+)?|dict|rst|[1-8][a-z]*)$|^data\.", name)
+    wanted = re.search(r"\.(x?html?|html?\.en|txt|pod|info(-\d+)?|dict|rst|[1-8][a-z]*)$", name) or WORDNET.match(name)
     plain = re.search(r"\.html?\.[a-z-]+$", name)  # Apache's way: .html.de, .html.en
     return bool(wanted) and not path.is_symlink() and path.is_file() and not FOREIGN.search(place) and not (
         plain and not name.endswith(".en")
