@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from prepare import CHECKPOINT, HELDOUT, HERE, TRAIN, device_name, read_meta, show
+from prepare import CHECKPOINT, HELDOUT, HERE, TRAIN, UserError, device_name, read_meta, show, trained_on
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 LOGITS_DTYPE = {"cpu": "float32", "cuda": "float16"}
@@ -378,6 +378,9 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
     meta = read_meta(HELDOUT)
     if not CHECKPOINT.exists():
         raise SystemExit(f"no model at {CHECKPOINT}: run `python train.py` first")
+    if trained_on() != meta["data_hash"]:
+        raise UserError(f"the model at {CHECKPOINT} was not trained on the data in use, {meta['source']}: "
+                        "run `python train.py`")
     seed = secrets.randbits(48) if probe_seed is None else probe_seed
     rng = np.random.default_rng(seed)
     scorer, prober = ModelServer(), ModelServer()  # they import torch while this process does, and then wait

@@ -4,11 +4,14 @@
     python prepare.py --source tinystories   or climbmix, fineweb-edu, or a folder or glob of text, Parquet, JSONL
     python prepare.py evaluate               the validation loss of the model that train.py saved (evaluation.py)
 
+    python prepare.py heldout-paths          the folders whose text is held out, for a sandbox to hide
+
 train.py imports this file for `TrainData` and `Budget`, and must offer one thing itself: `load_model(path, device)`,
 which returns a callable from tokens (B, T) to logits (B, T, V).
 
-Environment: RESEARCH_SEED, RESEARCH_BUDGET_SECONDS, RESEARCH_BUDGET_TOKENS, RESEARCH_OUTPUT,
-RESEARCH_MODEL_SANDBOX (a JSON list put before the commands that run the model), OVERNIGHT_CACHE.
+Environment: RESEARCH_SEED, RESEARCH_BUDGET_SECONDS, RESEARCH_BUDGET_TOKENS, RESEARCH_OUTPUT, RESEARCH_DATA (the
+data_hash of the prepared data to use; without it the last prepared), RESEARCH_MODEL_SANDBOX (a JSON list put before the
+commands that run the model), OVERNIGHT_CACHE (an absolute path).
 """
 
 # ruff: noqa: E402
@@ -30,15 +33,40 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-CACHE = Path(os.environ.get("OVERNIGHT_CACHE") or Path.home() / ".cache" / "overnight")
+
+def refuse(reason: str) -> NoReturn:
+    """End with one line and exit code 2: where a setting makes no sense, while nothing can catch an error yet."""
+    print(f"{os.path.basename(sys.argv[0])}: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def setting(name: str, kind: Callable[[str], float], least: float, example: str) -> Any:
+    """The number in an environment variable, or None where there is none."""
+    if not (text := os.environ.get(name)):
+        return None
+    with contextlib.suppress(ValueError):
+        if least <= (value := kind(text)) < math.inf:
+            return value
+    refuse(f"{name}={text}: needs a number of at least {least:g}, like {example}")
+
+
+def absolute(name: str, otherwise: Path) -> Path:
+    """The folder in an environment variable, which trials in other folders have to find too."""
+    path = Path(os.environ.get(name) or otherwise).expanduser()
+    return path if path.is_absolute() else refuse(f"{name}={path}: needs an absolute path, like {path.absolute()}")
+
+
+CACHE = absolute("OVERNIGHT_CACHE", Path.home() / ".cache" / "overnight")
 TRAIN, HELDOUT = CACHE / "train", CACHE / "heldout"  # what training may read, and what it may not
-OUTPUT = Path(os.environ.get("RESEARCH_OUTPUT") or CACHE / "out")
-CHECKPOINT = OUTPUT / "model.safetensors"
-SEED = int(os.environ.get("RESEARCH_SEED") or 0)
+OUTPUT = absolute("RESEARCH_OUTPUT", CACHE / "out")
+CHECKPOINT, TRAINED_ON = OUTPUT / "model.safetensors", OUTPUT / "trained_on"
+SEED: int = setting("RESEARCH_SEED", int, 0, "1") or 0
+SECONDS: float | None = setting("RESEARCH_BUDGET_SECONDS", float, 0.001, "300")
+TOKENS: int | None = setting("RESEARCH_BUDGET_TOKENS", int, 1, "96000")
 
 # What a model is measured on, by device: (vocabulary, context in tokens).
 SHAPE = {"cpu": (2048, 256), "cuda": (8192, 2048)}
@@ -52,17 +80,23 @@ class UserError(Exception):
 
 def device_name() -> str:
     """`cuda` where torch sees a GPU, else `cpu`."""
+    if not any(os.path.exists(f"/dev/{name}") for name in ("nvidiactl", "kfd", "dxg")):
+        return "cpu"  # without a second or two for importing torch
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def read_meta(root: Path, key: str | None = None) -> dict[str, Any]:
-    """The meta data of a prepared source, by default of the one in use. Raises UserError when there is none."""
+    """The meta data of a prepared source: by default of the one that RESEARCH_DATA names by its hash, so that what is
+    prepared in the middle of a night changes nothing in it; else of the last prepared. Raises UserError when there is
+    none."""
+    key = key or os.environ.get("RESEARCH_DATA")
     try:
         return json.loads((root / (key or (root / "current").read_text().strip()) / "meta.json").read_text())
     except FileNotFoundError as error:
-        raise UserError(f"no data under {root}: run `python prepare.py` first") from error
+        wanted = f"data {key}" if key else "data"
+        raise UserError(f"no {wanted} under {root}: run `python prepare.py` first") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,6 +113,13 @@ class TrainData:
         self.tokens = np.memmap(TRAIN / meta["key"] / "train.bin", dtype=meta["dtype"], mode="r")
         self.served = 0  # tokens handed out so far: what a budget in tokens is counted by
         self.passes = 0  # passes over the whole split begun so far
+        self._note()
+
+    def _note(self) -> None:
+        """Write down which data is trained on, beside the model that comes of it."""
+        OUTPUT.mkdir(parents=True, exist_ok=True)
+        if not TRAINED_ON.exists() or TRAINED_ON.read_text() != self.data_hash:
+            TRAINED_ON.write_text(self.data_hash)
 
     def batches(self, rows: int, length: int | None = None, seed: int = SEED) -> Iterator[np.ndarray]:
         """Endless (rows, length + 1) int64 arrays: inputs are [:, :-1] and targets [:, 1:].
@@ -102,16 +143,12 @@ class TrainData:
 
 def budget_seconds() -> float:
     """The wall time that training may take; infinite by hand where the budget is in tokens."""
-    seconds, tokens = os.environ.get("RESEARCH_BUDGET_SECONDS"), budget_tokens()
-    return float(seconds) if seconds else math.inf if tokens else DEFAULT_SECONDS
+    return SECONDS or (math.inf if budget_tokens() else DEFAULT_SECONDS)
 
 
 def budget_tokens() -> int | None:
     """The tokens that training may take, or None: then only the time counts."""
-    seconds, tokens = os.environ.get("RESEARCH_BUDGET_SECONDS"), os.environ.get("RESEARCH_BUDGET_TOKENS")
-    if tokens:
-        return int(tokens)
-    return DEFAULT_TOKENS if not seconds and device_name() == "cpu" else None
+    return TOKENS or (DEFAULT_TOKENS if not SECONDS and device_name() == "cpu" else None)
 
 
 class Budget:
@@ -140,6 +177,15 @@ class Budget:
         return min(1.0, tokens / self.tokens if self.tokens else self.elapsed / self.seconds)
 
 
+def trained_on() -> str:
+    """The data_hash of what the saved model was trained on; empty where nothing tells, as of a model that is older
+    than the last training on other data."""
+    with contextlib.suppress(FileNotFoundError):
+        if TRAINED_ON.stat().st_mtime_ns <= CHECKPOINT.stat().st_mtime_ns:
+            return TRAINED_ON.read_text()
+    return ""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +206,7 @@ def main() -> None:
     evaluation = commands.add_parser("evaluate", help="bits per byte of the saved model")
     evaluation.add_argument("--split", choices=("val", "test"), default="val")
     evaluation.add_argument("--probe-seed", type=int, help="repeat the checks of an earlier evaluation")
+    commands.add_parser("heldout-paths", help="folders of held-out text, for a sandbox to hide")
     commands.add_parser("serve").add_argument("descriptors", type=int, nargs=3)
     args = parser.parse_args()
     for name, least in (("vocab_size", 257), ("context", 2), ("shards", 1), ("probe_seed", 0)):
@@ -169,8 +216,15 @@ def main() -> None:
         beside("evaluation").serve(*args.descriptors)
     elif args.command == "evaluate":
         beside("evaluation").command(args.split, args.probe_seed)
+    elif args.command == "heldout-paths":
+        corpus().show_heldout_paths()
     else:
-        beside("corpus").command(args.source, args.vocab_size, args.context, args.shards)
+        corpus().command(args.source, args.vocab_size, args.context, args.shards)
+
+
+def corpus() -> Any:
+    """The module corpus.py, with the two that it imports."""
+    return [beside(name) for name in ("cleaning", "documents", "corpus")][-1]
 
 
 def beside(name: str) -> Any:

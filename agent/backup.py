@@ -17,7 +17,7 @@ from agent.run.leftovers import clear
 from agent.storage import Reserve
 
 
-def place(repo: git.Repo, home: Path) -> Path:
+def copy_path(repo: git.Repo, home: Path) -> Path:
     """Where the copy of the night in `home` lies; projects in several folders of one repository have their own."""
     project = home.parents[1].resolve().relative_to(Path(str(repo.working_dir)).resolve())
     return Path(repo.common_dir) / "overnight" / project / f"{home.name}.db"
@@ -35,7 +35,7 @@ def bring_back(repo: git.Repo, research: Path) -> list[str]:
     """Put back every ledger of a project that is gone though its night's refs are here; what to tell the person."""
     said = []
     for tag in sorted(tags_with_refs(repo)):
-        path, backup = research / tag / "ledger.db", place(repo, research / tag)
+        path, backup = research / tag / "ledger.db", copy_path(repo, research / tag)
         if backup.exists() and not (path.exists() and path.stat().st_size):
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             held = lock(path.parent)
@@ -55,7 +55,7 @@ def open_ledger(repo: git.Repo, home: Path) -> tuple[Ledger, list[str]]:
     try:
         said = [clear(home)]
         if home.name in tags_with_refs(repo):
-            said.append(restore(home / "ledger.db", place(repo, home)))
+            said.append(restore(home / "ledger.db", copy_path(repo, home)))
         return Ledger(home, held=held), [text for text in said if text]
     except BaseException:
         held.release()

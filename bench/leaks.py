@@ -34,7 +34,8 @@ class Leaks:
     def __init__(self, folder: Path, sandbox: Sandbox, stack: contextlib.ExitStack):
         self.home, cache, corpus = folder / ".research" / "leaks", folder / "cache", folder / "corpus"
         corpus.mkdir()
-        self.protected = [shutil.copy(ROOT / name, folder) for name in ("prepare.py", "corpus.py", "evaluation.py")]
+        names = ("prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py")
+        self.protected = [shutil.copy(ROOT / name, folder) for name in names]
         for number, text in enumerate(_texts()):
             (corpus / f"{number}.txt").write_text(text)
         os.environ["OVERNIGHT_CACHE"] = str(cache)

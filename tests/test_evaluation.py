@@ -138,7 +138,7 @@ def test_what_is_claimed_decides_how_many_probes_there_are(
 
 
 def copy_protected(folder: Path) -> None:
-    for name in ("prepare.py", "corpus.py", "evaluation.py"):
+    for name in ("prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py"):
         shutil.copy(ROOT / name, folder)
 
 

@@ -425,6 +425,15 @@ def test_relative_data_is_found_and_missing_data_is_told_at_the_start(lab):
     assert lab.run(train, program).outcome == "ok"
 
 
+def test_the_hash_of_the_data_reaches_the_trial_and_its_paths(lab, monkeypatch):
+    """What `prepare` told: cli/wiring.py puts it into the environment."""
+    monkeypatch.setenv("RESEARCH_DATA", "0123")
+    program = contract(data=["data/${RESEARCH_DATA}"])
+    write(lab.root / "data" / "0123" / "tokens", "some")
+    train = GOOD + "assert open('data/' + os.environ['RESEARCH_DATA'] + '/tokens').read() == 'some'"
+    assert lab.run(train, program).outcome == "ok"
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is for Linux")
 @pytest.mark.parametrize("wall", ["bubblewrap", "landlock"])
 def test_in_the_sandbox(tmp_path, wall):

@@ -23,7 +23,7 @@ from rich.markup import escape
 
 from agent import events as ev
 from agent.actions import Actions
-from agent.backup import bring_back, open_ledger, place, tags_with_refs
+from agent.backup import bring_back, copy_path, open_ledger, tags_with_refs
 from agent.caller import ThreadCaller
 from agent.cli.nights import choose_tag, newest
 from agent.commands import arguments, is_translated
@@ -40,6 +40,7 @@ from agent.observers.notify import Notify, notifier
 from agent.observers.push import Push
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
+from agent.places import DATA, place
 from agent.policy import Capacity
 from agent.program import Device, Program, load_program
 from agent.propose import context
@@ -193,8 +194,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     if night.sandbox and night.sandbox != room.name:
         changed = f"the sandbox changed from {night.sandbox} to {room.name}"
         ledger.append(ev.Noted(at=clock.now(), text=changed))
-    make_sure(room, workspace, program, say)
     data = prepared(program, workspace, night.data)
+    make_sure(room, workspace, program, say)
     inputs = partial(listing, root, (*program.data, *program.holdout))
     same_inputs(night, ledger, data, now := inputs())
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
@@ -222,7 +223,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         fallback=fallback.name if fallback else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    observers: list[Observer] = [Backup(workspace.home, place(workspace.repo, workspace.home))]
+    observers: list[Observer] = [Backup(workspace.home, copy_path(workspace.repo, workspace.home))]
     if flags.push:
         observers.append(Push(workspace.home, root, flags.push, say))
     if service:
@@ -322,8 +323,8 @@ def reopen(
         raise Failure(f"{home.name} has not begun: there is nothing to measure again")
     program = history.program(night.contract)
     room = choose_sandbox(sandbox, private=(workspace.top,), where=home)
-    make_sure(room, workspace, program, say)
     prepared(program, workspace, night.data)
+    make_sure(room, workspace, program, say)
     return history.finished(night), workspace, EXECUTORS["local"](workspace, room, program, 1), program, say
 
 
@@ -349,8 +350,7 @@ def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
     """Try to break out of the sandbox, and run a kernel on the device in each kind of room. Raises Failure where the
     first succeeds or the second does not."""
     device = find_device(program.device)
-    data, holdout = ([workspace.root / Path(name).expanduser() for name in names]
-                     for names in (program.data, program.holdout))  # fmt: skip
+    data, holdout = ([place(workspace.root, name) for name in names] for names in (program.data, program.holdout))
     gpu = visible_gpus()[0] if device == "cuda" else None
     env = {name: os.environ[name] for name in ("PATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
     env["CUDA_VISIBLE_DEVICES"] = gpu.uuid if gpu else ""
@@ -408,8 +408,8 @@ def same_night(night: Night, ledger: Ledger, program: Program) -> None:
 
 
 def prepared(program: Program, workspace: Workspace, before: str) -> str:
-    """Run the `prepare` command: the hash of the data as it says it; `before` is what the night began with, and
-    must be the same. Raises Failure."""
+    """Run the `prepare` command: the hash of the data as it says it, which from here on is RESEARCH_DATA in the
+    environment; `before` is what the night began with, and must be the same. Raises Failure."""
     if not program.prepare:
         return ""
     own = find_environment(workspace.root, workspace.top, program.python)
@@ -433,4 +433,6 @@ def prepared(program: Program, workspace: Workspace, before: str) -> str:
     told = dict(re.findall(r"(?m)^(\w+):[ \t]*(.+?)[ \t]*$", ran.stdout)).get("data_hash", "")
     if before and before != told:
         raise Failure("the prepared data changed since this night began: choose a new --tag")
+    if told:
+        os.environ[DATA] = told
     return told

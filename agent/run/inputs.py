@@ -10,6 +10,8 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from agent.places import place
+
 SMALL = 4096  # bytes: of such a file the contents count, and not its time
 MOST_READ = 1000  # small files whose contents are read
 MOST_LISTED = 2000  # entries that are named one by one; of more, folder by folder
@@ -66,7 +68,7 @@ def listing(root: Path, names: Sequence[str]) -> dict[str, str]:
     """What the data of a contract looks like now; `names` as in program.md, relative ones below `root`."""
     found = Listing()
     for name in names:
-        found.take(name, root / Path(name).expanduser())
+        found.take(name, place(root, name))
     return found.short()
 
 

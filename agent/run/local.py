@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from agent import events as ev
 from agent import live
 from agent.errors import Failure
+from agent.places import place
 from agent.program import Device, Program
 from agent.protocols import Emit, Job
 from agent.records import Measurement
@@ -72,7 +73,7 @@ class LocalExecutor:
     def check(self, program: Program) -> None:
         """What would make every trial fail. Raises Failure, one line."""
         program.budget_on(self.device)
-        for path in map(self._path, (*program.data, *program.holdout)):
+        for path in (place(self.root / self.project, name) for name in (*program.data, *program.holdout)):
             if not path.exists():
                 how = f"`{program.prepare}` did not make it" if program.prepare else "make it, or mend program.md"
                 if not program.prepare and (self.root / self.project / "prepare.py").is_file():
@@ -199,8 +200,8 @@ class LocalExecutor:
             test=program.test,
             metric=Metric(program.metric.name, program.metric.pattern),
             protect=list(program.protect),
-            data=[str(self._path(name)) for name in program.data],
-            holdout=[str(self._path(name)) for name in program.holdout],
+            data=[str(place(self.root / self.project, name)) for name in program.data],
+            holdout=[str(place(self.root / self.project, name)) for name in program.holdout],
             environment=list(program.environment),
             budget=str(budget),
             budget_seconds=budget.seconds,
@@ -222,10 +223,6 @@ class LocalExecutor:
             limits=list(program.limits),
             sandbox=describe(self.sandbox),
         )
-
-    def _path(self, name: str) -> Path:
-        """A folder of the contract, absolute: ~ is home, a relative one is in the project."""
-        return Path(os.path.normpath(self.root / self.project / Path(name).expanduser()))
 
 
 class Worker:

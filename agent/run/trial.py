@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 from agent import uptime
 from agent.commands import arguments, filled
+from agent.places import DATA
 from agent.run.advice import advice
 from agent.run.cache import CompileCache, ModuleCache, compiled_modules
 from agent.run.device_use import DeviceUse
@@ -308,7 +309,7 @@ def shown(job: Job, kind: str) -> list[Path]:
 def environment(job: Job, room: Room) -> dict[str, str]:
     """The whole environment of a trial: only what is named here or in the contract."""
     task = job.task
-    named = (*PERSON, *MACHINE, *THREADS, *task.environment)
+    named = (*PERSON, *MACHINE, *THREADS, DATA, *task.environment)
     env = {name: os.environ[name] for name in named if name in os.environ}
     env |= {name: value for name, value in os.environ.items() if name.startswith("LC_")}
     if not job.sandbox.guarded:
