@@ -74,7 +74,7 @@ def test_every_text_is_in_the_split_that_its_digest_names(cache: Path, source: P
         texts = [path.read_text() for path in source.iterdir()]
         expected = {t for t in texts if documents.split_of(hashlib.sha1(t.encode()).digest()) == split}
         assert not found & (set(texts) - expected)
-        assert len(found & expected) > 0.8 * len(expected)  # others have lost paragraphs that stand in earlier ones
+        assert len(found & expected) > len(expected) / 2  # others have lost what stands in earlier ones
     assert not list((cache / "train").glob("*/val.bin")) and not list((cache / "train").glob("*/test.bin"))
 
 
