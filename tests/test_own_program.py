@@ -28,7 +28,7 @@ def clone(folder: Path) -> Path:
 def test_a_night_on_this_repository_itself(tmp_path: Path):
     project = clone(tmp_path / "clone")
     lines = (project / "train.py").read_text().splitlines()
-    rate = next(line for line in lines if line.startswith("MATRIX_LR = "))
+    rate = [line for line in lines if line.startswith("    MATRIX_LR = ")][-1]  # the one for a CPU
     useless = re.sub(r"= [0-9.e-]+", "= 1e-9", rate)
     crash = re.sub(r"= [0-9.e-]+", "= None", rate)
     replies = write_replies(
