@@ -13,7 +13,8 @@ import git
 from rich.console import Console
 from rich.markup import escape
 
-from agent.cli.wiring import ProgramFile, must_hold
+from agent.cli.beforehand import must_hold
+from agent.cli.wiring import ProgramFile
 from agent.errors import Failure
 from agent.forms import is_original
 from agent.program import Program

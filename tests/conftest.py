@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+
+# Where the tests run in the background of a script, Ctrl-C is ignored in them, and so it would be in every loop that
+# they start: what was ignored stays so.
+for stopping, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(stopping) is signal.SIG_IGN:
+        signal.signal(stopping, usual)
 
 
 def git(folder: Path, *arguments: str) -> str:
