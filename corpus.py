@@ -32,7 +32,7 @@ PATTERN = (
     r"|\s*\n[ \t]*|\s+(?!\S)|\s+"
 )
 BOS = "<|bos|>"
-VERSION = 2  # of the rules that make a corpus: what an older one made is made again
+VERSION = 3  # of the rules that make a corpus: what an older one made is made again
 SOURCES = CACHE / "sources"  # name of a source -> hash of what it gave
 TOKENIZER_CHARS = 64_000_000  # the tokenizer learns from the first so many characters of the shuffled train split
 

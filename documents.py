@@ -30,7 +30,7 @@ from prepare import UserError
 
 FILE_BYTES = 100_000  # of a Python file, at most; the rest of it is left out
 SHORTEST = 200  # characters that a Python file has at least
-HELDOUT_BYTES = {"cpu": 600_000, "cuda": 7_500_000}  # of Python for val and for test each: all of it is evaluated
+HELDOUT_BYTES = {"cpu": 320_000, "cuda": 7_500_000}  # of Python for val and for test each: all of it is evaluated
 # Held-out files are cut into pieces of so many characters, dealt to val and test by turns: files differ far more in how
 # hard they are than their pieces do, and so the two splits would. A piece fills a context or more.
 PIECE = {"cpu": 2_000, "cuda": 12_000}

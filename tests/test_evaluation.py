@@ -128,13 +128,12 @@ def test_what_is_claimed_decides_how_many_probes_there_are(
     short: dict[str, str | Path], honest: dict[str, dict]
 ) -> None:
     """An evaluation that is told the incumbent's value probes deeply enough for the gain that it sees."""
-    few = outcomes(short, "softmax")["softmax"]
-    assert few["probes"] == 96
-    for better, probes in ((2.0, 96), (0.0001, 768), (-0.1, 96)):
-        told = short | {"RESEARCH_INCUMBENT": str(few["val_bpb"] + better)}
-        found = outcomes(told, "softmax")["softmax"]
-        assert found["probes"] == probes
-        assert found["val_bpb"] == few["val_bpb"]
+    few = honest["softmax"]
+    found = outcomes(short | {"RESEARCH_INCUMBENT": str(few["val_bpb"] + 0.0001)}, "softmax")["softmax"]
+    assert (few["probes"], found["probes"]) == (96, 768)
+    assert found["val_bpb"] == few["val_bpb"]
+    assert evaluation.probes_needed(-5.0, 1000.0, "cpu") == evaluation.probes_needed(500.0, 1000.0, "cpu") == 96
+    assert evaluation.probes_needed(10.0, 1000.0, "cpu") == 512  # ln(100) / (0.9 * 1%), rounded up
 
 
 def copy_protected(folder: Path) -> None:

@@ -178,13 +178,13 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     clock = RealClock()
     inbox, night = SpoolInbox(workspace.home, clock), ledger.night()
     workspace.claim(commits(night), restored=bool(brought or told))
+    same_night(night, ledger, program)
+    same_hardware(night, device)
     for text in (*brought, *told):
         say(text)
     if night.starts:
         done = max(0, len(night.order) - 1)
         say(f"going on with night {tag}: {done} experiments are done; --new begins another one")
-    same_night(night, ledger, program)
-    same_hardware(night, device)
     say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
     say(banner(proposer))
     python = said(find_environment(root, workspace.top, program.python), root)
