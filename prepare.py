@@ -11,7 +11,8 @@ which returns a callable from tokens (B, T) to logits (B, T, V).
 
 Environment: RESEARCH_SEED, RESEARCH_BUDGET_SECONDS, RESEARCH_BUDGET_TOKENS, RESEARCH_OUTPUT, RESEARCH_DATA (the
 data_hash of the prepared data to use; without it the last prepared), RESEARCH_MODEL_SANDBOX (a JSON list put before the
-commands that run the model), OVERNIGHT_CACHE (an absolute path).
+commands that run the model), RESEARCH_INCUMBENT (the bits per byte to beat: by them the evaluation chooses how deep it
+probes), OVERNIGHT_CACHE (an absolute path).
 """
 
 # ruff: noqa: E402

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import actions, backup, ledger, refs, storage, workspace
-from agent.cli import wiring
+from agent.cli import beforehand, wiring
 from agent.inbox import SpoolInbox
 from agent.observers import tsv
 from agent.run import leftovers, local, probe
@@ -64,10 +64,11 @@ def main() -> None:
         SpoolInbox: ("done",),
         storage.Reserve: ("make", "free"),
         probe: ("_attempt", "_kernel", "_outlived"),
-        wiring: ("open_ledger", "must_hold", "choose_sandbox"),
+        wiring: ("open_ledger", "choose_sandbox"),
+        beforehand: ("must_hold",),
         backup: ("clear",),
         leftovers: ("remove", "reap", "end_strays", "sweep"),
-        tsv: ("write_results",),
+        tsv: ("write_lines",),
         os: ("replace", "fsync"),
     }.items():
         for name in names:

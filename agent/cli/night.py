@@ -26,6 +26,7 @@ from agent.events import Requested
 from agent.limits import GO_ON
 from agent.propose.choose import PROPOSERS
 from agent.records import Stoppers
+from agent.storage import disk_full, is_full
 
 
 def run(
@@ -125,7 +126,9 @@ def run(
         parts.close()
     except (OSError, sqlite3.OperationalError) as fault:  # the disk is full, or gone: what is journaled is safe
         parts.end_at_once()
-        print(f"error: {fault}: once that is mended, {GO_ON}", file=sys.stderr)
+        full = is_full(fault, parts.home)
+        why = str(disk_full(parts.home)) if full else f"{fault}: once that is mended, {GO_ON}"
+        print(f"error: {why}", file=sys.stderr)
         raise typer.Exit(3) from None
     if ended.code == 2:
         raise Failure(ended.reason)

@@ -63,10 +63,6 @@ class Results:
     def close(self) -> None: ...
 
 
-def write_results(path: Path, experiments: Sequence[Experiment], program: Program) -> None:
-    write_lines(path, [line(row(e)) for e in experiments], program)
-
-
 def write_lines(path: Path, lines: Sequence[str], program: Program) -> None:
     """Write aside, then rename: a reader never sees half a table."""
     aside = path.with_suffix(".tmp")
