@@ -14,11 +14,11 @@ def test_variables_home_and_the_repository(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("OVERNIGHT_CACHE", "")
     monkeypatch.setenv("RESEARCH_DATA", "0123")
-    name, root = "${OVERNIGHT_CACHE:-~/.cache/overnight}/train/${RESEARCH_DATA}", Path("/work")
+    name, root = "${OVERNIGHT_CACHE:-~/.cache/overnight}/train/${RESEARCH_DATA}", Path("/project")
     assert place(root, name) == Path("/home/me/.cache/overnight/train/0123")
     monkeypatch.setenv("OVERNIGHT_CACHE", "/data")
     assert place(root, name) == Path("/data/train/0123")
-    assert place(root, "data/train") == Path("/work/data/train")
+    assert place(root, "data/train") == Path("/project/data/train")
     assert place(root, "/a/b$c") == Path("/a/b$c")
 
 
