@@ -143,12 +143,12 @@ def shown_metric(e: Experiment) -> float | None:
 
 
 def metric_interval(e: Experiment, told: Told) -> tuple[float | None, float | None]:
-    """95%: of the effect, moved to where the metric is; of the baseline, which has no effect, of its own mean."""
+    """90%, as in a verdict: of the effect, moved to where the metric is; of the baseline, which has no effect, of its own mean."""
     metric, verdict, noise = shown_metric(e), e.verdict, told.noise
     if metric is None:
         return None, None
     if e.number == 0 and noise.sigma is not None and e.metrics:
-        reach = t_quantile(0.975, noise.freedom) * noise.sigma / math.sqrt(len(e.metrics))
+        reach = t_quantile(0.95, noise.freedom) * noise.sigma / math.sqrt(len(e.metrics))
         return metric - reach, metric + reach
     if not verdict or verdict.effect is None or not verdict.interval:
         return None, None

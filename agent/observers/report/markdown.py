@@ -19,7 +19,7 @@ def markdown(overview: Json) -> str:
         lines += [f"**{number(facts['baseline'])} → {number(facts['best'])}**{certainty(facts)}.", ""]
     lines += [f"- {line}" for line in summary(overview)]
     if facts["kept"]:
-        lines += ["", f"| commit | # | {plain(name)} | effect | 95% interval | hypothesis |"]
+        lines += ["", f"| commit | # | {plain(name)} | effect | 90% interval | hypothesis |"]
         lines += ["| --- | ---: | ---: | ---: | --- | --- |"]
         lines += [kept_row(row) for row in overview["rows"] if row["kept"] and row["n"]]
     return "\n".join(lines) + "\n"
