@@ -38,6 +38,7 @@ from agent.history import History
 from agent.inbox import RealClock, SpoolInbox
 from agent.ledger import Ledger
 from agent.loop import Loop
+from agent.night import Night
 from agent.observers.backup import Backup
 from agent.observers.follow import Follower, Observer
 from agent.observers.notify import Notify, notifier
@@ -45,11 +46,11 @@ from agent.observers.push import Push
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
-from agent.program import Program, load_program
+from agent.program import Device, Program, load_program
 from agent.propose import context
 from agent.propose.choose import banner, choose_fallback, choose_proposer
 from agent.propose.templates import Templates
-from agent.protocols import Executor, Request
+from agent.protocols import Executor, Proposer, Request
 from agent.records import Experiment, Stoppers, Surroundings
 from agent.run.environment import find_environment, said
 from agent.run.gpu import device_name, find_device, visible_gpus
@@ -154,7 +155,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     reread = ProgramFile(root, flags.contract)
     program = reread.load()
     device = find_device(program.device)
-    budget = program.budget_on(device)
+    program.budget_on(device)  # raises where it has none for this device
     workspace.check(workspace.head, [*program.edit, *program.protect])
     workspace.check_submodules()
     proposer = choose_proposer(
@@ -182,16 +183,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     same_hardware(night, device)
     for text in (*brought, *told):
         say(text)
-    if night.starts:
-        done = max(0, len(night.order) - 1)
-        say(f"going on with night {tag}: {done} experiments are done; --new begins another one")
-    say(f"night {tag}: {program.metric.direction} {program.metric.name}, {budget} per trial on {device}")
-    say(banner(proposer))
-    python = said(find_environment(root, workspace.top, program.python), root)
-    translated = f"; `{program.run}` is run by it, without its manager" if is_translated(program.run) else ""
-    say(f"trials use {python}{translated}")
-    for path in workspace.uncommitted([*program.edit, *program.protect]):
-        say(f"{path} has uncommitted changes: the night works on the committed version")
+    introduce(workspace, program, device, night, proposer, say)
     if night.sandbox and night.sandbox != room.name:
         changed = f"the sandbox changed from {night.sandbox} to {room.name}"
         ledger.append(ev.Noted(at=clock.now(), text=changed))
@@ -231,6 +223,23 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         observers.append(Notify(workspace.home, service))
     return Parts(workspace.home, loop, inbox, executor, console, ledger, observers)
 
+
+
+def introduce(
+    workspace: Workspace, program: Program, device: Device, night: Night, proposer: Proposer, say: Callable[[str], None]
+) -> None:
+    """What the person is told first: which night this is, what it works on, and with what."""
+    if night.starts:
+        done = max(0, len(night.order) - 1)
+        say(f"going on with night {workspace.tag}: {done} experiments are done; --new begins another one")
+    goal, budget = f"{program.metric.direction} {program.metric.name}", program.budget_on(device)
+    say(f"night {workspace.tag}: {goal}, {budget} per trial on {device}")
+    say(banner(proposer))
+    python = said(find_environment(workspace.root, workspace.top, program.python), workspace.root)
+    translated = f"; `{program.run}` is run by it, without its manager" if is_translated(program.run) else ""
+    say(f"trials use {python}{translated}")
+    for path in workspace.uncommitted([*program.edit, *program.protect]):
+        say(f"{path} has uncommitted changes: the night works on the committed version")
 
 
 @dataclass
