@@ -143,7 +143,7 @@ def shown_metric(e: Experiment) -> float | None:
 
 
 def metric_interval(e: Experiment, told: Told) -> tuple[float | None, float | None]:
-    """90%, as in a verdict: of the effect, moved to where the metric is; of the baseline, which has none, of its own."""
+    """90%, as in a verdict: of the effect, moved to where the metric is; of the baseline of its own mean."""
     metric, verdict, noise = shown_metric(e), e.verdict, told.noise
     if metric is None:
         return None, None
