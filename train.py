@@ -33,7 +33,7 @@ CUDA = torch.cuda.is_available()
 TOKENS = prepare.budget_tokens() or (1_000_000 if CUDA else 10_000) * prepare.budget_seconds()
 
 if CUDA:  # Sizes for an H100.
-    USUAL_TOKENS = 100_000_000  # the budget that these are made for; the width follows another one, see `width`
+    USUAL_BUDGET = 100_000_000  # tokens that these are made for; the width follows another one, see `width`
     DEPTH = 8  # transformer blocks
     WIDTH = 640  # channels of the residual stream
     HEAD_SIZE = 128  # channels of an attention head
@@ -41,7 +41,7 @@ if CUDA:  # Sizes for an H100.
     PAIR_SLOTS = 65536  # rows of the table of hashed token pairs
     MATRIX_LR = 0.045  # Muon's peak rate, for the blocks' matrices
 else:  # And for two CPU cores.
-    USUAL_TOKENS = 96_000
+    USUAL_BUDGET = 96_000
     DEPTH = 2
     WIDTH = 128
     HEAD_SIZE = 64
@@ -77,7 +77,7 @@ FINAL_LR = 0.0  # the rate at the end, as a share of the peak
 def width() -> int:
     """WIDTH for the usual budget; for others it grows as the fourth root, and the weights as the square root, which
     is about how the best size grows with the compute (Hoffmann et al. 2022). A multiple of HEAD_SIZE."""
-    return HEAD_SIZE * max(1, round(WIDTH / HEAD_SIZE * (TOKENS / USUAL_TOKENS) ** 0.25))
+    return HEAD_SIZE * max(1, round(WIDTH / HEAD_SIZE * (TOKENS / USUAL_BUDGET) ** 0.25))
 
 
 @dataclass

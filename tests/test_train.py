@@ -150,7 +150,7 @@ def test_nothing_that_comes_later_is_copied(row: list[int], data: st.DataObject)
 
 def test_the_width_follows_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     for factor, heads in ((1, 2), (16, 4), (1e-9, 1)):
-        monkeypatch.setattr(training, "TOKENS", factor * training.USUAL_TOKENS)
+        monkeypatch.setattr(training, "TOKENS", factor * training.USUAL_BUDGET)
         assert training.width() == heads * training.HEAD_SIZE
 
 
