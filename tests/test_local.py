@@ -434,6 +434,29 @@ def test_the_hash_of_the_data_reaches_the_trial_and_its_paths(lab, monkeypatch):
     assert lab.run(train, program).outcome == "ok"
 
 
+EVALUATE_BY_A_MODEL = """
+import json, os, subprocess, sys
+compiles = (
+    "import os, pathlib; cache = pathlib.Path(os.environ['TORCHINDUCTOR_CACHE_DIR']); "
+    "cache.mkdir(parents=True); (cache / 'kernel').write_text('code')"
+)
+prefix = json.loads(os.environ["RESEARCH_MODEL_SANDBOX"])
+for _ in range(2):
+    subprocess.run([*prefix, sys.executable, "-c", compiles], check=True)
+print("val_bpb: 0.5")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is for Linux")
+@pytest.mark.parametrize("wall", ["bubblewrap", "landlock"])
+def test_a_model_can_compile_where_it_is_evaluated_and_another_finds_nothing_of_it(tmp_path, wall):
+    lab = Lab(tmp_path, sandbox=choose_sandbox(wall))
+    program = contract(evaluate="python prepare.py val", test=None)
+    got = run_one(lab.executor, lab.job(GOOD, program, **{"prepare.py": EVALUATE_BY_A_MODEL}), 60)
+    assert (got.outcome, got.metric) == ("ok", 0.5), got
+    lab.executor.close(now=True)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is for Linux")
 @pytest.mark.parametrize("wall", ["bubblewrap", "landlock"])
 def test_in_the_sandbox(tmp_path, wall):

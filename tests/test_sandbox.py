@@ -164,8 +164,11 @@ print("ended", stuck.wait(), stuck.stdout.read())
 
 
 def test_the_evaluator_sees_the_answers_and_its_model_does_not(room: Room, wall: Sandbox, tmp_path: Path) -> None:
-    model = dataclasses.replace(room, kind="model", scratch=tmp_path / "model", data=())
-    model.scratch.mkdir()
+    def model(number: int) -> Room:
+        scratch = tmp_path / f"model{number}"
+        scratch.mkdir()
+        return dataclasses.replace(room, kind="model", scratch=scratch, data=())
+
     rooms = ModelRooms(wall, model, tmp_path / "rooms")
     evaluation = dataclasses.replace(
         room,
@@ -187,7 +190,7 @@ def test_the_evaluator_sees_the_answers_and_its_model_does_not(room: Room, wall:
 
 
 def test_what_is_no_request_for_a_room_is_answered_and_nothing_else(room: Room, tmp_path: Path) -> None:
-    rooms = ModelRooms(Bubblewrap(SMALL), dataclasses.replace(room, kind="model"), tmp_path / "rooms")
+    rooms = ModelRooms(Bubblewrap(SMALL), lambda _: dataclasses.replace(room, kind="model"), tmp_path / "rooms")
     no_file = b'\x16\0\0\0{"files":[1],"argv":[]}'
     for request in (b"", b"x", b"\xff\xff\xff\xff{", b"\x02\0\0\0[]", b"\x02\0\0\0{}", no_file):
         with socket.socket(socket.AF_UNIX) as asking:

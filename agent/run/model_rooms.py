@@ -19,6 +19,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from agent.run.sandbox import Room, Sandbox
@@ -31,10 +32,10 @@ END_SECONDS = 15.0
 
 
 class ModelRooms:
-    """Listens at `folder`/rooms as long as it is open. `room` is what every process of the model gets, but for its
-    scratch folder, of which each has its own."""
+    """Listens at `folder`/rooms as long as it is open. `room` makes the room of each process of the model from its
+    number: each has a scratch folder of its own."""
 
-    def __init__(self, sandbox: Sandbox, room: Room, folder: Path):
+    def __init__(self, sandbox: Sandbox, room: Callable[[int], Room], folder: Path):
         self._sandbox, self._room, self._folder = sandbox, room, folder
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         folder.mkdir()
@@ -97,10 +98,7 @@ class ModelRooms:
             argv = [str(part) for part in told["argv"]]
             if len(numbers) != len(moved) or any(not 0 <= n < ABOVE for n in numbers):
                 raise ValueError("the files do not fit their numbers")
-            scratch = self._room.scratch / str(number)
-            scratch.mkdir()
-            room = Room(**{**vars(self._room), "scratch": scratch})
-            command = self._sandbox.wrap(argv, room)
+            command = self._sandbox.wrap(argv, self._room(number))
             pairs = " ".join(f"{file}:{number}" for file, number in zip(moved, numbers, strict=True))
             env = {FILES: pairs, PARENT: str(os.getpid())}
             return subprocess.Popen(command, env=env, pass_fds=moved)  # which closes every other file

@@ -219,7 +219,7 @@ def score(job: Job, command: str) -> tuple[dict[str, float], str]:
         from agent.run.model_rooms import CLIENT, ModelRooms  # only evaluations need it
 
         remove(job.task.folder / "rooms")
-        rooms = ModelRooms(job.sandbox, make_room(job, "model"), job.task.folder / "rooms")
+        rooms = ModelRooms(job.sandbox, lambda n: make_room(job, "model", str(n)), job.task.folder / "rooms")
         env = {**room.env, "RESEARCH_MODEL_SANDBOX": json.dumps(rooms.prefix())}
         room = dataclasses.replace(room, env=env, rooms=job.task.folder / "rooms", data=(*room.data, CLIENT))
     seconds = job.task.evaluation
@@ -277,10 +277,11 @@ def argv(task: Task, command: str) -> list[str]:
     return words
 
 
-def make_room(job: Job, kind: Literal["training", "evaluation", "model"]) -> Room:
-    """What a command of this kind may see. The model's room has the commit and the checkpoint, and no data at all."""
+def make_room(job: Job, kind: Literal["training", "evaluation", "model"], part: str = "") -> Room:
+    """What a command of this kind may see. The model's rooms, each with a `part` of their scratch folder, have the
+    commit and the checkpoint, and no data at all."""
     task = job.task
-    scratch = task.folder / "scratch" / kind
+    scratch = task.folder / "scratch" / kind / part
     remove(scratch)
     scratch.mkdir(parents=True)
     data = {"training": task.data, "evaluation": [*task.data, *task.holdout], "model": []}[kind]
