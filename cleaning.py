@@ -7,11 +7,19 @@ words, with bands of locality-sensitive hashing, as is usual for the corpora of 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import multiprocessing
+import os
 import re
 import struct
 from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
+
+import numpy as np
 
 from prepare import UserError
 
@@ -42,82 +50,118 @@ class Rules:
 
 
 class Cleaner:
-    """Remembers every text, paragraph and band that it has let pass, as a 64-bit hash: what comes later is the copy."""
+    """Remembers every text, paragraph and band that it has let pass, as a 64-bit hash: what comes later is the copy.
+
+    What is costly, the hashes, is made by processes on all cores, for many texts at once; what is copied is then
+    decided text by text, in order, so that the result is the same however many processes there are.
+    """
 
     def __init__(self, rules: Rules):
         self.rules = rules
         self.seen: set[int] = set()
         self.fresh: list[int] = []  # of `seen`, what was added since the caller last emptied this
         self.left_out: Counter[str] = Counter()  # rule -> bytes
-        if rules.copies:
-            try:
-                from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
-            except ImportError as missing:
-                raise UserError("finding near-copies needs a package: pip install rensa") from missing
-            self.min_hash = RMinHash
+        if rules.copies and importlib.util.find_spec("rensa") is None:
+            raise UserError("finding near-copies needs a package: pip install rensa")
+        self.processes = ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("fork"))
 
-    def clean(self, text: str) -> str:
-        """What is left of a text; nothing where a rule leaves it out whole."""
-        rules = self.rules
-        if not self._is_new(text.encode()):
-            return self._without("copies", text, "")
-        if rules.tables:
-            text = self._without("tables", text, without_tables(text))
-        if rules.most_bytes:
-            text = self._without("beyond_the_most", text, beginning(text, rules.most_bytes))
-        if rules.copies:
-            text = self._without("copies", text, self._without_copied_paragraphs(text))
-            if self._is_near(text):
-                return self._without("near_copies", text, "")
-            text = self._without("copies", text, self._without_copied_lines(text))
-        return text if len(text) >= rules.shortest else self._without("too_short", text, "")
+    def close(self) -> None:
+        self.processes.shutdown()
+
+    def clean(self, texts: list[str]) -> list[str]:
+        """What is left of each text; nothing where a rule leaves it out whole."""
+        whole = [text if self._is_new(hash_of(text)) else self._without("copies", text, "") for text in texts]
+        rules = [self.rules] * len(texts)
+        parts = [self._without_copied_paragraphs(*got) for got in self._each(paragraphs_of, whole, rules)]
+        if self.rules.copies:
+            parts = [self._without_copied_lines(*got) for got in self._each(lines_of, parts)]
+        shortest = self.rules.shortest
+        return [text if len(text) >= shortest else self._without("too_short", text, "") for text in parts]
+
+    def _each(self, work: Callable[..., Any], *texts: list[Any]) -> Iterator[Any]:
+        at_once = 1 + len(texts[0]) // (4 * len(os.sched_getaffinity(0)))
+        return self.processes.map(work, *texts, chunksize=at_once)
 
     def _without(self, rule: str, before: str, after: str) -> str:
         if lost := len(before.encode()) - len(after.encode()):
             self.left_out[rule] += lost
         return after
 
-    def _is_new(self, raw: bytes, salt: bytes = b"") -> bool:
-        number = int.from_bytes(hashlib.blake2b(raw, digest_size=8, salt=salt).digest(), "little")
+    def _is_new(self, number: int) -> bool:
         if number in self.seen:
             return False
         self.seen.add(number)
         self.fresh.append(number)
         return True
 
-    def _without_copied_paragraphs(self, text: str) -> str:
-        """The paragraphs that were nowhere before, each with the blank lines before it."""
-        kept = []
-        for paragraph in re.split(r"(?<=\n)(?=[ \t]*\n[ \t]*\S)", text):
-            bare = "\n".join(line.strip() for line in paragraph.strip().splitlines())
-            if len(bare) < PARAGRAPH or self._is_new(bare.encode(), b"paragraph"):
-                kept.append(paragraph)
-        return "".join(kept)
+    def _without_copied_paragraphs(self, lost: dict[str, int], paragraphs: list[tuple[str, int]]) -> str:
+        """The paragraphs (each with its hash, or 0 where it is too short for one) that were nowhere before."""
+        self.left_out.update(lost)
+        kept = [text for text, number in paragraphs if number == 0 or self._is_new(number)]
+        return self._without("copies", "".join(text for text, _ in paragraphs), "".join(kept))
 
-    def _without_copied_lines(self, text: str) -> str:
-        """All lines but those of a block that stood in an earlier text, or earlier in this one."""
+    def _without_copied_lines(self, text: str, bands: list[int], blocks: np.ndarray, full: np.ndarray) -> str:
+        """All lines but those of a block that stood in an earlier text, or earlier in this one; nothing where a band
+        was there before. All bands are remembered, also of what is left out."""
+        if not all([self._is_new(band) for band in bands]):
+            return self._without("near_copies", text, "")
+        found = [first for first, block in enumerate(blocks.tolist()) if block and not self._is_new(block)]
+        copied = {number for first in found for number in full[first : first + COPIED_LINES].tolist()}
         lines = text.splitlines(keepends=True)
-        full = [number for number, line in enumerate(lines) if not line.isspace()]
-        copied: set[int] = set()
-        for first in range(len(full) - COPIED_LINES + 1):
-            numbers = full[first : first + COPIED_LINES]
-            block = "\n".join(lines[number].strip() for number in numbers)
-            if len(block) >= PARAGRAPH and not self._is_new(block.encode(), b"lines"):
-                copied.update(numbers)
-        return "".join(line for number, line in enumerate(lines) if number not in copied)
+        return self._without("copies", text, "".join(line for n, line in enumerate(lines) if n not in copied))
 
-    def _is_near(self, text: str) -> bool:
-        """Whether a band of its signature was there before. All bands are remembered, also of what is left out."""
-        words = text.split()
-        if len(words) < 4 * SHINGLE:
-            return False
-        signature = self.min_hash(BANDS * ROWS, 0)
-        offset = (islice(words, n, None) for n in range(SHINGLE))
-        signature.update(list({" ".join(run) for run in zip(*offset, strict=False)}))
-        digest = struct.pack(f"<{BANDS * ROWS}I", *signature.digest())
-        size = 4 * ROWS
-        bands = [self._is_new(digest[n * size : (n + 1) * size], b"band %d" % n) for n in range(BANDS)]
-        return not all(bands)
+
+def hash_of(text: str | bytes, salt: bytes = b"") -> int:
+    raw = text.encode() if isinstance(text, str) else text
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8, salt=salt).digest(), "little")
+
+
+def paragraphs_of(text: str, rules: Rules) -> tuple[dict[str, int], list[tuple[str, int]]]:
+    """The bytes that the rules for single texts leave out, and the paragraphs of the rest with their hashes, each with
+    the blank lines before it."""
+    lost = {}
+    size = len(text.encode())
+    if rules.tables:
+        text = without_tables(text)
+        lost["tables"], size = size - len(text.encode()), len(text.encode())
+    if rules.most_bytes:
+        text = beginning(text, rules.most_bytes)
+        lost["beyond_the_most"] = size - len(text.encode())
+    if not rules.copies:
+        return lost, [(text, 0)]
+    paragraphs = []
+    for paragraph in re.split(r"(?<=\n)(?=[ \t]*\n[ \t]*\S)", text):
+        bare = "\n".join(line.strip() for line in paragraph.strip().splitlines())
+        paragraphs.append((paragraph, hash_of(bare, b"paragraph") if len(bare) >= PARAGRAPH else 0))
+    return {rule: bytes_ for rule, bytes_ in lost.items() if bytes_}, paragraphs
+
+
+def lines_of(text: str) -> tuple[str, list[int], np.ndarray, np.ndarray]:
+    """The text, the hashes of its bands, one of the block of lines that begins at each of its lines that aren't blank
+    (0 where it is too short), and the numbers of these lines."""
+    lines = text.splitlines(keepends=True)
+    full = [number for number, line in enumerate(lines) if not line.isspace()]
+    blocks = np.zeros(max(0, len(full) - COPIED_LINES + 1), dtype=np.uint64)
+    for first in range(len(blocks)):
+        block = "\n".join(lines[number].strip() for number in full[first : first + COPIED_LINES])
+        if len(block) >= PARAGRAPH:
+            blocks[first] = hash_of(block, b"lines")
+    return text, bands_of(text), blocks, np.array(full, dtype=np.int32)
+
+
+def bands_of(text: str) -> list[int]:
+    """Hashes of the bands of a text's signature; none of a very short one."""
+    from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue]
+
+    words = text.split()
+    if len(words) < 4 * SHINGLE:
+        return []
+    signature = RMinHash(BANDS * ROWS, 0)
+    offset = (islice(words, n, None) for n in range(SHINGLE))
+    signature.update(list({" ".join(run) for run in zip(*offset, strict=False)}))
+    digest = struct.pack(f"<{BANDS * ROWS}I", *signature.digest())
+    size = 4 * ROWS
+    return [hash_of(digest[n * size : (n + 1) * size], b"band %d" % n) for n in range(BANDS)]
 
 
 def without_tables(text: str) -> str:

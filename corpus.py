@@ -34,6 +34,7 @@ PATTERN = (
 BOS = "<|bos|>"
 VERSION = 3  # of the rules that make a corpus: what an older one made is made again
 SOURCES = CACHE / "sources"  # name of a source -> hash of what it gave
+BATCH_CHARS = 8_000_000  # of texts that are cleaned at once, so that all cores have something to do
 TOKENIZER_CHARS = 64_000_000  # the tokenizer learns from the first so many characters of the shuffled train split
 
 
@@ -100,10 +101,9 @@ def progress(done: int, total: int, what: str) -> None:
 
 def train_tokenizer(source: Source, vocab_size: int) -> Tokenizer:
     def sample() -> Iterator[str]:
-        chars, cleaner = 0, Cleaner(source.rules)
-        for file in source.files:
-            for _, text in source.texts(file, "train"):
-                text = cleaner.clean(text)
+        chars = 0
+        for batch in batches(text for file in source.files for _, text in source.texts(file, "train")):
+            for text in cleaner.clean(batch):
                 chars += len(text)
                 yield text
             progress(min(chars, TOKENIZER_CHARS), TOKENIZER_CHARS, "tokenizer")
@@ -111,7 +111,24 @@ def train_tokenizer(source: Source, vocab_size: int) -> Tokenizer:
                 return
         progress(TOKENIZER_CHARS, TOKENIZER_CHARS, "tokenizer")
 
-    return Tokenizer.train(sample(), vocab_size)
+    cleaner = Cleaner(source.rules)
+    try:
+        return Tokenizer.train(sample(), vocab_size)
+    finally:
+        cleaner.close()
+
+
+def batches(texts: Iterator[str]) -> Iterator[list[str]]:
+    """Lists of texts of about BATCH_CHARS together."""
+    batch, size = [], 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= BATCH_CHARS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class Builder:
@@ -141,19 +158,18 @@ class Builder:
 
     def add(self, texts: Iterator[tuple[str, str]]) -> None:
         """Clean and tokenize (split, text) pairs; each document is led by the start-of-document token."""
-        fresh: dict[str, list[str]] = {"train": [], "val": [], "test": []}
-        for split, text in texts:
-            used = self.state["bytes"].get(split, 0)
-            if split != "train" and used >= self.heldout_bytes:
-                continue
-            self.state["read"] += len(text.encode())
-            if text := self.cleaner.clean(text):
-                self.state["bytes"][split] = used + len(text.encode())
-                fresh[split].append(text)
-            if len(fresh[split]) >= 4096:
+        splits: list[str] = []
+        for batch in batches(text for split, text in texts if splits.append(split) is None):
+            self.state["read"] += sum(len(text.encode()) for text in batch)
+            fresh: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+            for split, text in zip(splits, self.cleaner.clean(batch), strict=True):
+                used = self.state["bytes"].get(split, 0)
+                if text and (split == "train" or used < self.heldout_bytes):
+                    self.state["bytes"][split] = used + len(text.encode())
+                    fresh[split].append(text)
+            splits.clear()
+            for split in fresh:
                 self._write(split, fresh[split])
-        for split in fresh:
-            self._write(split, fresh[split])
         self.out["seen.bin"].write(np.array(self.cleaner.fresh, dtype=np.uint64).tobytes())
         self.cleaner.fresh.clear()
 
@@ -161,6 +177,11 @@ class Builder:
         for ids in self.encoding.encode_ordinary_batch(documents, num_threads=os.cpu_count() or 1):
             self.out[f"{split}.bin"].write(np.array([self.tokenizer.bos, *ids], dtype=self.dtype).tobytes())
         documents.clear()
+
+    def close(self) -> None:
+        self.cleaner.close()
+        for out in self.out.values():
+            out.close()
 
     def checkpoint(self, files: int) -> None:
         """Everything up to the `files`-th file is on disk; a later start goes on from here."""
@@ -202,8 +223,7 @@ def build(source: Source, name: str, vocab_size: int, context: int) -> dict[str,
         builder.add(text for file in source.files[start : start + chunk] for text in source.texts(file))
         builder.checkpoint(min(start + chunk, len(source.files)))
         progress(min(start + chunk, len(source.files)), len(source.files), "tokens")
-    for out in builder.out.values():
-        out.close()
+    builder.close()
     meta = describe(aside, name, builder, context) | {"heldout_packages": source.packages}
     publish(aside, meta, builder.tokenizer)
     return meta

@@ -262,7 +262,8 @@ def new_model(config: Config, device: str) -> GPT:
 
 def save(model: GPT, path: str) -> None:
     """On a GPU in bfloat16, the type in which the weights are used."""
-    weights = {name: value.bfloat16() if CUDA else value for name, value in model.state_dict().items()}
+    dtype = torch.bfloat16 if CUDA else torch.float32
+    weights = {name: value.to(dtype, copy=True) for name, value in model.state_dict().items()}  # out of Muon's stacks
     save_file(weights, path, metadata={"config": json.dumps(asdict(model.config))})
 
 
@@ -299,23 +300,28 @@ def orthogonalize(x: Tensor) -> Tensor:
 class Muon:
     """Momentum, orthogonalized, its rows brought to equal size; one stack of equal matrices at a time."""
 
-    def __init__(self, groups: list[list[Tensor]], parts: list[int]):
+    def __init__(self, groups: list[list[nn.Parameter]], parts: list[int]):
         self.groups, self.parts = groups, parts
-        self.momentum = [torch.zeros_like(torch.stack(list(g))) for g in groups]
+        self.stacks = [torch.stack([p.data for p in group]) for group in groups]
+        for group, stack in zip(groups, self.stacks, strict=True):
+            for p, matrix in zip(group, stack, strict=True):
+                p.data = matrix  # so that a step changes the whole stack at once
+        self.momentum = [torch.zeros_like(stack) for stack in self.stacks]
         self.second = [torch.zeros(m.size(0), m.size(1), 1, device=m.device) for m in self.momentum]
+        self.update = torch.compile(muon_update, dynamic=False) if CUDA else muon_update
         self.lr, self.decay = torch.zeros(()), torch.zeros(())  # tensors, so that a new value compiles nothing
 
     @torch.no_grad()
     def step(self, lr: float, decay: float) -> None:
         self.lr.fill_(lr)
         self.decay.fill_(decay)
-        for group, parts, momentum, second in zip(self.groups, self.parts, self.momentum, self.second, strict=True):
+        for group, *state, parts in zip(self.groups, self.stacks, self.momentum, self.second, self.parts, strict=True):
             grad = torch.stack([p.grad for p in group if p.grad is not None])
-            muon_update(group, grad, momentum, second, self.lr, self.decay, parts)
+            self.update(grad, *state, parts, self.lr, self.decay)  # pyright: ignore[reportCallIssue]
 
 
-def muon_update(params: list[Tensor], grad: Tensor, momentum: Tensor, second: Tensor, lr: Tensor, decay: Tensor,
-                parts: int) -> None:
+def muon_update(grad: Tensor, matrices: Tensor, momentum: Tensor, second: Tensor, parts: int, lr: Tensor,
+                decay: Tensor) -> None:
     """One step of a stack of equal matrices. Each is `parts` matrices side by side (queries, keys, values)."""
     momentum.lerp_(grad, 1 - MOMENTUM)
     update = grad.lerp(momentum, MOMENTUM)
@@ -327,16 +333,11 @@ def muon_update(params: list[Tensor], grad: Tensor, momentum: Tensor, second: Te
     scaled = update * (second + 1e-10).rsqrt()
     scaled = scaled * (update.norm(dim=(-2, -1), keepdim=True) / (scaled.norm(dim=(-2, -1), keepdim=True) + 1e-10))
     scaled = scaled * max(1.0, rows / parts / columns) ** 0.5
-    for p, u in zip(params, scaled.unbind(0), strict=True):
-        p.sub_(lr * (u + decay * p * (u * p > 0)))  # decay only where it agrees with the step
-
-
-if CUDA:
-    muon_update = torch.compile(muon_update, dynamic=False)
+    matrices.sub_(lr * (scaled + decay * matrices * (scaled * matrices > 0)))  # decay only where it agrees
 
 
 def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
-    stacks: dict[tuple[int, ...], list[Tensor]] = {}  # of matrices of equal shape, by the parts each is made of
+    stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}  # of matrices of equal shape, by the parts each is made of
     embeds, pairs, heads, scalars = [], [], [], []
     for name, p in model.named_parameters():
         if name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")):

@@ -111,42 +111,55 @@ def test_tables_go_and_code_stays() -> None:
     assert without_tables(code + "DATA = b'" + "0" * 300 + "'\n") == code + "DATA = b'" + "0" * 300 + "'\n"
 
 
+def cleaned(cleaner: Cleaner, text: str) -> str:
+    """What is left of one text."""
+    [left] = cleaner.clean([text])
+    return left
+
+
+def test_what_is_left_does_not_depend_on_how_texts_are_put_together() -> None:
+    texts = ["".join(paragraphs(6, first=n)) + "\n" + "".join(paragraphs(3, first=2 * n)) for n in range(0, 40, 2)]
+    together, one_by_one = Cleaner(Rules(copies=True)), Cleaner(Rules(copies=True))
+    assert together.clean(texts) == [cleaned(one_by_one, text) for text in texts]
+    assert together.left_out == one_by_one.left_out and together.left_out["copies"] > 0
+
+
 def test_a_long_file_counts_up_to_its_bound() -> None:
     assert beginning("één regel\n" * 10, 25) == "één regel\n" * 2
     cleaner = Cleaner(Rules(most_bytes=1000))
-    assert len(cleaner.clean("a line of text\n" * 1000)) <= 1000
+    assert len(cleaned(cleaner, "a line of text\n" * 1000)) <= 1000
     assert cleaner.left_out["beyond_the_most"] >= 14_000
 
 
 def test_paragraphs_that_were_there_are_left_out() -> None:
     cleaner, (licence, first, second) = Cleaner(Rules(copies=True)), paragraphs(3)
-    assert cleaner.clean(f"{licence}\n{first}") == f"{licence}\n{first}"
-    assert cleaner.clean(f"{licence}\n{second}") == f"\n{second}"
-    assert cleaner.clean("    " + licence.replace("ledger", "ledger") + "\n" + first) == ""  # indentation is no change
+    assert cleaned(cleaner, f"{licence}\n{first}") == f"{licence}\n{first}"
+    assert cleaned(cleaner, f"{licence}\n{second}") == f"\n{second}"
+    assert cleaned(cleaner, f"    {licence}\n{first}") == ""  # indentation is no change
     assert cleaner.left_out["copies"] == len(licence) * 2 + len(first) + 5
 
 
 def test_lines_that_stood_together_before_are_left_out() -> None:
     cleaner, block = Cleaner(Rules(copies=True)), "".join(f"    v_{n} = compute_the_{n}th(v)\n" for n in range(9))
-    assert cleaner.clean("def one(value):\n" + block) == "def one(value):\n" + block
+    assert cleaned(cleaner, "def one(value):\n" + block) == "def one(value):\n" + block
     other = "".join(paragraphs(30))
-    assert cleaner.clean(other + block + "    return 3\n") == other + "    return 3\n"
+    assert cleaned(cleaner, other + block + "    return 3\n") == other + "    return 3\n"
 
 
 def test_idioms_may_repeat() -> None:
     cleaner = Cleaner(Rules(copies=True))
     for name in ("one", "two"):
         text = f"import {name}\n\nif __name__ == '__main__':\n    main()\n"
-        assert cleaner.clean(text) == text
+        assert cleaned(cleaner, text) == text
 
 
 def test_texts_that_are_nearly_equal_are_left_out() -> None:
     cleaner, text = Cleaner(Rules(copies=True)), "".join(paragraphs(40))  # one paragraph, so no exact copy of it
-    assert cleaner.clean(text) == text
-    assert cleaner.clean(text.replace("miller 22 ", "miller 999 ").replace("bridge", "ford", 1)) == ""
+    assert cleaned(cleaner, text) == text
+    assert cleaned(cleaner, text.replace("miller 22 ", "miller 999 ").replace("bridge", "ford", 1)) == ""
     assert cleaner.left_out["near_copies"] > 0.9 * len(text)
     other = "".join(paragraphs(40, first=5000)).replace("the valley", "our town").replace("kept a", "lost the")
-    assert cleaner.clean(other) == other
+    assert cleaned(cleaner, other) == other
 
 
 def test_the_bench_tells_text_that_is_there_from_text_that_is_not(tmp_path: Path) -> None:
