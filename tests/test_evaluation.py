@@ -27,10 +27,10 @@ Saved = tuple[dict[str, str | Path], dict]
 pytestmark = pytest.mark.xdist_group("evaluation")  # one worker: what is trained for the module is trained once
 
 
-def write_corpus(folder: Path, train_pieces: int = 300, heldout_pieces: int = 30) -> None:
+def write_corpus(folder: Path, train_pieces: int = 300) -> None:
     """Pieces of the standard library, with more of the held-out kind than chance gives: real text, and little."""
     folder.mkdir()
-    wanted = {"val": heldout_pieces, "test": heldout_pieces, "train": train_pieces}
+    wanted = {"val": 30, "test": 30, "train": train_pieces}
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*/*.py")):
         text = path.read_text(encoding="utf-8", errors="ignore")
         for start in range(0, len(text) - 4000, 4000):
@@ -50,7 +50,7 @@ def run(*command: str, cwd: Path = ROOT, **env: str | Path) -> subprocess.Comple
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("corpus") / "texts"
-    write_corpus(folder, heldout_pieces=15)
+    write_corpus(folder)
     return folder
 
 
