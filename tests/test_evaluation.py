@@ -22,6 +22,9 @@ LEAKS = ROOT / "tests" / "leaks"
 HONEST = ("softmax", "linear", "window", "convolution")
 NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral", "peek_200")
 NOT_BY_ITSELF = ("batch_norm", "batch_attention", "state")
+Saved = tuple[dict[str, str | Path], dict]
+
+pytestmark = pytest.mark.xdist_group("evaluation")  # one worker: what is trained for the module is trained once
 
 
 def write_corpus(folder: Path, train_pieces: int = 300) -> None:
@@ -85,6 +88,14 @@ def not_by_itself(short: dict[str, str | Path]) -> dict[str, dict]:
     return outcomes(short, *NOT_BY_ITSELF)
 
 
+@pytest.fixture(scope="module")
+def saved(short: dict[str, str | Path], honest: dict[str, dict]) -> Saved:
+    """The softmax model in a folder of its own, as environment variables, and what its second evaluation gave."""
+    env = short | {"RESEARCH_OUTPUT": Path(short["RESEARCH_OUTPUT"]).with_name("saved")}
+    claimed = {"RESEARCH_INCUMBENT": str(honest["softmax"]["val_bpb"] + 0.0001)}
+    return env, outcomes(env | claimed, "softmax")["softmax"]
+
+
 @pytest.mark.parametrize("kind", HONEST)
 def test_honest_models_are_measured(honest: dict[str, dict], kind: str) -> None:
     assert 1.5 < honest[kind]["val_bpb"] < 4.5
@@ -124,14 +135,11 @@ def test_probes_never_show_what_a_later_one_asks_for() -> None:
         assert (probe.inputs[number, at:] == tails[number, at:]).all()
 
 
-def test_what_is_claimed_decides_how_many_probes_there_are(
-    short: dict[str, str | Path], honest: dict[str, dict]
-) -> None:
+def test_what_is_claimed_decides_how_many_probes_there_are(honest: dict[str, dict], saved: Saved) -> None:
     """An evaluation that is told the incumbent's value probes deeply enough for the gain that it sees."""
-    few = honest["softmax"]
-    found = outcomes(short | {"RESEARCH_INCUMBENT": str(few["val_bpb"] + 0.0001)}, "softmax")["softmax"]
+    few, found = honest["softmax"], saved[1]
     assert (few["probes"], found["probes"]) == (96, 768)
-    assert found["val_bpb"] == few["val_bpb"]
+    assert found["val_bpb"] == few["val_bpb"]  # evaluating is repeatable to the last digit
     assert evaluation.probes_needed(-5.0, 1000.0, "cpu") == evaluation.probes_needed(500.0, 1000.0, "cpu") == 96
     assert evaluation.probes_needed(10.0, 1000.0, "cpu") == 512  # ln(100) / (0.9 * 1%), rounded up
 
@@ -156,11 +164,8 @@ def evaluate_with(env: dict[str, str | Path], folder: Path, first_lines: str) ->
     return run("prepare.py", "evaluate", cwd=folder, **env)
 
 
-def test_code_that_replaces_functions_changes_no_number(
-    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path
-) -> None:
-    found = outcomes(short, "softmax")["softmax"]["val_bpb"]
-    assert found == honest["softmax"]["val_bpb"]  # evaluating is repeatable to the last digit
+def test_code_that_replaces_functions_changes_no_number(saved: Saved, tmp_path: Path) -> None:
+    env, measured = saved
     patch = (
         "import json, sys, torch\n"
         "torch.logsumexp = lambda x, **k: x.sum(-1, keepdim=True) * 0\n"
@@ -168,46 +173,40 @@ def test_code_that_replaces_functions_changes_no_number(
         "json.dumps = lambda *a, **k: 'val_bpb: 0.1'\n"
         "print('val_bpb: 0.1'); sys.stderr.write('val_bpb: 0.1\\n')\n"
     )
-    done = evaluate_with(short, tmp_path, patch)
+    done = evaluate_with(env, tmp_path, patch)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"val_bpb: {found:.6f}" in done.stdout
+    assert f"val_bpb: {measured['val_bpb']:.6f}" in done.stdout
     assert "0.1\n" not in done.stdout
 
 
 @pytest.mark.parametrize("ending", ["import os\nos._exit(0)\n", "raise SystemExit(0)\n"])
 def test_code_that_prints_a_number_and_leaves_gets_none(
-    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path, ending: str
+    saved: Saved, tmp_path: Path, ending: str
 ) -> None:
-    done = evaluate_with(short, tmp_path, "print('val_bpb: 0.1', flush=True)\n" + ending)
+    done = evaluate_with(saved[0], tmp_path, "print('val_bpb: 0.1', flush=True)\n" + ending)
     assert done.returncode == 1
     assert "val_bpb" not in done.stdout
     assert "the model cannot be run" in done.stderr
 
 
-def test_violations_exit_with_3_and_say_why_last(
-    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path
-) -> None:
+def test_violations_exit_with_3_and_say_why_last(saved: Saved, tmp_path: Path) -> None:
     peek = "import torch\n_roll = torch.Tensor.roll\n"
     code = "class Peek(Tiny):\n    def forward(self, tokens):\n        return super().forward(_roll(tokens, -1, 1))\n"
-    outcomes(short, "softmax")
     (tmp_path / "train.py").write_text(
         peek + (LEAKS / "train.py").read_text().split("from __future__ import annotations\n", 1)[1]
         .replace("def load_model", code + "\n\ndef load_model").replace("model = Tiny(**json", "model = Peek(**json")
     )
     copy_protected(tmp_path)
-    done = run("prepare.py", "evaluate", cwd=tmp_path, **short)
+    done = run("prepare.py", "evaluate", cwd=tmp_path, **saved[0])
     assert done.returncode == 3
     assert done.stdout.splitlines()[-1].startswith("violation: not causal")
     assert "val_bpb" not in done.stdout
 
 
-def test_the_model_runs_behind_the_given_command(
-    short: dict[str, str | Path], honest: dict[str, dict], tmp_path: Path
-) -> None:
-    outcomes(short, "softmax")
+def test_the_model_runs_behind_the_given_command(saved: Saved, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     prefix = json.dumps(["sh", "-c", f'echo run >> {seen}; exec "$@"', "sh"])
-    env = short | {"RESEARCH_MODEL_SANDBOX": prefix}
+    env = saved[0] | {"RESEARCH_MODEL_SANDBOX": prefix}
     done = run(str(ROOT / "prepare.py"), "evaluate", "--split", "test", cwd=LEAKS, **env)
     assert done.returncode == 0, done.stderr
     assert "test_bpb: " in done.stdout and "val_bpb" not in done.stdout

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import sqlite3
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import psutil
@@ -17,7 +15,6 @@ import pytest
 from conftest import ROOT, git, make_repository
 from test_loop import PROGRAM, STORY, TRAIN, block, environment, kinds, night, write_replies
 
-from agent import events as ev
 from agent.backup import restore
 from agent.ledger import Ledger
 from agent.program import Program
@@ -26,8 +23,8 @@ from agent.run.inputs import difference, listing
 from agent.run.leftovers import clear, remove, temporary
 from agent.run.probe import probe
 from agent.run.sandbox import Unsandboxed
-from agent.storage import fault, file_system
 
+pytestmark = pytest.mark.xdist_group("keeping")  # one worker: the night that is copied is run once
 FAST = ("--unsafe-no-sandbox",)  # what is looked at here is not the sandbox
 
 
@@ -165,18 +162,6 @@ def test_locks_that_a_killed_git_left_do_not_stop_the_night(project: Path):
     assert not list((project / ".git" / "refs").rglob("*.lock"))
 
 
-def test_a_journal_that_another_process_holds_is_waited_for(tmp_path: Path):
-    """Held beyond the five seconds after which sqlite3 gives up by itself, on a signal and not on a clock."""
-    ledger = Ledger(tmp_path)
-    other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    release = threading.Timer(6.0, lambda: other.execute("ROLLBACK"))
-    release.start()
-    ledger.append(ev.Noted(text="after all"))
-    release.join()
-    assert [event for _, event in ledger.events()] == [ev.Noted(text="after all")]
-
-
 def test_an_output_folder_of_any_depth_is_removed(tmp_path: Path):
     top = tmp_path / "output"
     top.mkdir()
@@ -189,105 +174,6 @@ def test_an_output_folder_of_any_depth_is_removed(tmp_path: Path):
     os.close(here)
     remove(top)
     assert not top.exists()
-
-
-FULL = """
-import os, sys
-from pathlib import Path
-from agent import events as ev
-from agent.errors import MachineFault
-from agent.ledger import Ledger
-
-disk = Path(sys.argv[1])
-
-def fill():
-    with open(disk / str(len(os.listdir(disk))), "wb", buffering=0) as file:
-        while True:
-            try: file.write(b"x" * 4096)
-            except OSError: return
-
-ledger = Ledger(disk / "night")
-fill()
-told = 0
-try:
-    while True:
-        ledger.append(ev.Noted(text=ledger.put("a text that is long " * 5000 + str(told) + os.urandom(90000).hex())))
-        told += 1
-except MachineFault as fault:
-    print(fault)
-(disk / "1").unlink()
-ledger.append(ev.Noted(text="room again"))
-ledger.close()
-found = [event.text for _, event in Ledger(disk / "night", readonly=True).events()]
-print(told, len(found), found[-1])
-"""
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> list[str]:
-    """A prefix under which a command has a disk of its own of 48 MiB at tmp_path/disk."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    prefix = ["unshare", "-rm", "sh", "-c", f'mount -t tmpfs -o size=48m none {disk} && exec "$@"', "sh"]
-    if shutil.which("unshare") is None or subprocess.run([*prefix, "true"], capture_output=True).returncode:
-        pytest.skip("this machine lets nobody mount a small disk")
-    return prefix
-
-
-def test_a_full_disk_loses_no_event_and_is_one_line(small_disk: list[str], tmp_path: Path):
-    """What was set aside takes the events; when that is used up it says so, and goes on where there is room again."""
-    command = [*small_disk, sys.executable, "-c", FULL, str(tmp_path / "disk")]
-    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=100)
-    assert ran.returncode == 0, ran.stderr
-    fault, counts = ran.stdout.splitlines()
-    assert "is full" in fault and "make room, and the same command goes on" in fault
-    told, found, last = counts.split(maxsplit=2)
-    assert int(told) > 50 and int(found) == int(told) + 1 and last == "room again"
-
-
-@pytest.mark.slow
-def test_a_night_on_a_full_disk_ends_with_3_and_one_line(small_disk: list[str], tmp_path: Path):
-    make_repository(tmp_path / "origin", {"train.py": TRAIN, "prepare.py": "#\n", "program.md": PROGRAM})
-    replies, disk = write_replies(tmp_path / "replies", STORY[0]), tmp_path / "disk"
-    run = f"{sys.executable} -m agent.loop --repo {disk}/p --tag night --unsafe-no-sandbox --replay {replies}"
-    script = (
-        f"cp -r {tmp_path}/origin {disk}/p; {run}; echo code $?; head -c 99999999 /dev/zero > {disk}/big 2> /dev/null;"
-        f"{run}; echo code $?; mount -o remount,size=400m {disk}; {run} --experiments 1; echo code $?"
-    )
-    command = [*small_disk, "sh", "-c", script]
-    ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
-    assert re.findall(r"code (\d)", ran.stdout) == ["3", "3", "0"], ran.stdout + ran.stderr
-    assert "no slot is left: the disk of" in ran.stdout and "Traceback" not in ran.stderr
-    (line,) = ran.stderr.splitlines()
-    assert "is full" in line and "make room" in line
-
-
-@pytest.mark.parametrize("kind", ["TRUNCATE", "WAL"])
-def test_a_journal_is_kept_where_memory_is_not_shared(tmp_path: Path, kind: str):
-    """What works on a disk of this machine is found to work; a network's file system never gets WAL."""
-    assert fault(tmp_path, kind) == ""
-    mounts = tmp_path / "mountinfo"
-    mounts.write_text(
-        "21 1 0:1 / / rw - overlay overlay rw\n"
-        f"22 21 0:2 / {tmp_path} rw shared:1 - nfs4 server:/home rw\n"
-        "23 21 0:3 / /elsewhere\\040x rw - tmpfs tmpfs rw\n"
-    )
-    assert file_system(tmp_path / "night", mounts) == "nfs4" and file_system(Path("/usr"), mounts) == "overlay"
-    assert file_system(Path("/elsewhere x/a"), mounts) == "tmpfs"
-
-
-def test_readers_and_the_writer_wait_for_each_other_without_wal(tmp_path: Path):
-    ledger = Ledger(tmp_path)
-    assert ledger.db.execute("PRAGMA journal_mode=TRUNCATE").fetchone() == ("truncate",)
-    reader = Ledger(tmp_path, readonly=True)
-    held = reader.db.execute("SELECT 1 FROM sqlite_master")  # a reader in the middle of its rows
-    held.fetchone()
-    release = threading.Timer(0.5, held.close)
-    release.start()
-    for n in range(50):
-        ledger.append(ev.Noted(text=str(n)))
-        assert len(list(reader.events())) == n + 1
-    release.join()
 
 
 DATA_PROGRAM = PROGRAM.replace("budget: 20s", "budget: 20s\ndata: [corpus, pointer]\nholdout: [heldout]")

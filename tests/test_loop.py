@@ -102,14 +102,11 @@ STORY = [
 VERDICTS = ["baseline", "keep", "discard", "crash", "crash", "timeout", "keep"]
 
 
-@pytest.mark.parametrize("api", ["openai", "anthropic"])
-def test_a_night_with_a_model_gives_each_reply_its_own_verdict(project: Path, api: str):
+def test_a_night_with_a_model_gives_each_reply_its_own_verdict(project: Path):
     before = git(project, "status", "--porcelain", "--branch")
     with ModelServer(STORY) as server:
-        url = server.url + "/v1" if api == "openai" else server.url
-        key = {"ANTHROPIC_API_KEY": "sk-planted-key"} if api == "anthropic" else {}
-        flags = ("--proposer", api, "--base-url", url, "--experiments", "6", "--budget", "1s")
-        said = night(project, *flags, **key)
+        flags = ("--proposer", "anthropic", "--base-url", server.url, "--experiments", "6", "--budget", "1s")
+        said = night(project, *flags, ANTHROPIC_API_KEY="sk-planted-key")
     assert kinds(project) == VERDICTS
     prompts = [json.dumps(request) for request in server.requests]
     assert len(prompts) == len(STORY)
@@ -130,7 +127,7 @@ def test_a_night_with_a_model_gives_each_reply_its_own_verdict(project: Path, ap
         "Metric-After: loss 0.165",
         "Experiment: 1",
         "Cost: ",
-        f"Proposer: {api}",
+        "Proposer: anthropic",
     ):
         assert trailer in log
     assert git(project, "rev-list", "--count", "main..research/night") == "2"
@@ -139,6 +136,17 @@ def test_a_night_with_a_model_gives_each_reply_its_own_verdict(project: Path, ap
     assert "git log" in said and "git diff" in said and "git merge" in said
     for path in (project / ".research").rglob("*"):
         assert not path.is_file() or b"sk-planted-key" not in path.read_bytes()
+
+
+def test_a_night_with_a_model_of_the_other_api_repairs_and_judges_as_well(project: Path):
+    with ModelServer(STORY[:3]) as server:
+        night(project, "--proposer", "openai", "--base-url", server.url + "/v1", "--experiments", "2")
+        prompts = [json.dumps(request) for request in server.requests]
+    assert kinds(project) == VERDICTS[:3]
+    assert len(prompts) == 3
+    assert "A lower rate lands nearer." in prompts[1] and "KEEP" in prompts[1]
+    assert "RATE = 0.4999" in prompts[2]
+    assert "Proposer: openai" in git(project, "log", "--format=%B", "main..research/night")
 
 
 def test_a_reply_that_was_cut_off_is_never_applied(project: Path):

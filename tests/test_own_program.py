@@ -30,19 +30,17 @@ def test_a_night_on_this_repository_itself(tmp_path: Path):
     lines = (project / "train.py").read_text().splitlines()
     rate = [line for line in lines if line.startswith("    MATRIX_LR = ")][-1]  # the one for a CPU
     useless = re.sub(r"= [0-9.e-]+", "= 1e-9", rate)
-    crash = re.sub(r"= [0-9.e-]+", "= None", rate)
+    crashes = [re.sub(r"= [0-9.e-]+", f"= [][{n}]", rate) for n in range(3)]  # at once: nothing is compiled before
     replies = write_replies(
         tmp_path / "replies",
         block(rate, useless, "Without learning the blocks' matrices nothing should be learned as well."),
-        block(rate, crash),
-        block(rate, crash + "  # again"),
-        block(rate, crash + "  # and again"),
+        *(block(rate, crash) for crash in crashes),
     )
     said = night(project, "--replay", str(replies), "--experiments", "2", "--budget", BUDGET)
     rows = results(project)
     assert [row["status"] for row in rows] == ["baseline", "discard", "crash"], said
     assert float(rows[1]["val_bpb"]) > float(rows[0]["val_bpb"]) > 0
-    assert "TypeError" in rows[2]["reason"]
+    assert "IndexError" in rows[2]["reason"]
     assert git(project, "status", "--porcelain") == ""
     assert git(project, "rev-parse", "research/night") == git(project, "rev-parse", "main")
     assert len(git(project, "for-each-ref", "refs/experiments/night").splitlines()) == 3

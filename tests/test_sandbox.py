@@ -18,8 +18,7 @@ from agent.errors import Failure
 from agent.run.bubblewrap import Bubblewrap, diagnose
 from agent.run.landlock import Landlock
 from agent.run.model_rooms import CLIENT, ModelRooms
-from agent.run.probe import device_fault, probe, rooms_fault
-from agent.run.sandbox import Container, Limits, Room, Sandbox, Unsandboxed, choose_sandbox, gpu_nodes
+from agent.run.sandbox import Container, Limits, Room, Sandbox, choose_sandbox, gpu_nodes
 from agent.run.syscalls import landlock_version
 
 SMALL = Limits(memory_bytes=300 << 20, processes=64, disk_bytes=50 << 20, files=500, scratch_bytes=32 << 20)
@@ -335,63 +334,6 @@ def test_the_room_closes_when_its_guard_is_killed(room: Room) -> None:
         trial.kill()
         assert trial.stdout.read() == ""  # end of file: nobody holds the pipe any more
     assert psutil.wait_procs(inside, timeout=10)[1] == []
-
-
-def test_the_probe_finds_nothing_in_a_sandbox(tmp_path: Path, repository: Path, wall: Sandbox) -> None:
-    heldout = tmp_path / "heldout"
-    heldout.mkdir()
-    (heldout / "val").write_text("x")
-    found = probe(wall, repository / ".research" / "x", repository, holdout=[heldout], protected=["prepare.py"])
-    assert found == []
-
-
-def test_the_probe_breaks_out_where_there_is_no_sandbox(tmp_path: Path, repository: Path) -> None:
-    heldout = tmp_path / "heldout"
-    heldout.mkdir()
-    (heldout / "val").write_text("x")
-    before = sorted(path for path in repository.rglob("*"))
-    home = repository / ".research" / "x"
-    found = "\n".join(probe(Unsandboxed(), home, repository, holdout=[heldout], protected=["prepare.py"]))
-    for what in (
-        f"list {Path.home()}",
-        f"write {repository}/prepare.py",
-        f"create files in {repository}/.git",
-        f"list {heldout}",
-        "read a key in the environment",
-        "TCP",
-        "UDP",
-        "abstract unix socket",
-        "unix socket file",
-        "see a process",
-        "read a host process",
-        "signal a process",
-        "outlives the trial",
-    ):
-        assert what in found
-    assert sorted(path for path in repository.rglob("*") if ".research" not in path.parts) == before
-
-
-def test_a_sandbox_that_can_not_start_fails_the_probe(tmp_path: Path, repository: Path) -> None:
-    sandbox = Bubblewrap(SMALL)
-    sandbox.bwrap = Path("/bin/false")
-    assert "keep the probe from running" in probe(sandbox, tmp_path / "home", repository)[0]
-
-
-def test_a_small_program_runs_in_every_kind_of_room_at_once(tmp_path: Path, wall: Sandbox, room: Room) -> None:
-    assert rooms_fault(wall, tmp_path, "cpu", None, room.env) is None
-
-
-@pytest.mark.skipif(os.path.exists("/dev/nvidiactl"), reason="this machine has a GPU")
-def test_a_device_that_is_not_there_is_a_fault_and_says_why(wall: Sandbox, room: Room) -> None:
-    fault = device_fault(wall, room, "cuda")
-    assert fault and fault.startswith("a kernel on the GPU does not run in the sandbox: the driver's library can't")
-
-
-def test_a_room_that_can_not_be_made_is_a_fault(room: Room) -> None:
-    sandbox = Bubblewrap(SMALL)
-    sandbox.bwrap = Path("/bin/false")
-    fault = device_fault(sandbox, room, "cpu")
-    assert fault and fault.startswith("a program does not run in the sandbox")
 
 
 def test_container_engines_get_the_same_room(room: Room, tmp_path: Path, monkeypatch) -> None:

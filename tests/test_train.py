@@ -18,6 +18,8 @@ from tests.test_evaluation import ROOT, prepared, run, write_corpus
 
 Environment = dict[str, str | Path]
 
+pytestmark = pytest.mark.xdist_group("train")  # one worker: the corpus is prepared once
+
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory: pytest.TempPathFactory) -> Environment:
@@ -88,6 +90,17 @@ def test_what_followed_the_same_run_before_is_copied() -> None:
     assert found.tolist() == [[NOTHING] * 5 + [9] + [NOTHING] * 2 + [2]]  # the last time counts
 
 
+@pytest.fixture(scope="module")
+def trained(env: Environment) -> training.Trainer:
+    """Trained in this process, on little; whoever changes it puts it back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.prepare, "TRAIN", Path(env["OVERNIGHT_CACHE"]) / "train")
+        patch.setenv("RESEARCH_BUDGET_TOKENS", "10240")
+        trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
+        training.train(trainer, training.prepare.TrainData(), training.prepare.Budget())
+    return trainer
+
+
 @pytest.fixture
 def served(env: Environment, monkeypatch: pytest.MonkeyPatch) -> training.prepare.TrainData:
     monkeypatch.setattr(training.prepare, "TRAIN", Path(env["OVERNIGHT_CACHE"]) / "train")
@@ -95,11 +108,9 @@ def served(env: Environment, monkeypatch: pytest.MonkeyPatch) -> training.prepar
     return training.prepare.TrainData()
 
 
-def test_what_is_copied_has_its_say_in_two_ways(served: training.prepare.TrainData) -> None:
+def test_what_is_copied_has_its_say_in_two_ways(trained: training.Trainer, served: training.prepare.TrainData) -> None:
     """As an embedding that the blocks see, and as a nudge towards the copied token's logit."""
-    trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
-    training.train(trainer, served, training.prepare.Budget())
-    model, tokens = trainer.model, torch.from_numpy(next(served.batches(2)))[:, :-1]
+    model, tokens = trained.model, torch.from_numpy(next(served.batches(2)))[:, :-1]
     for left_out in [model.trust], model.copies:
         weights = [layer.weight.clone() for layer in left_out]
         with torch.no_grad():
@@ -111,13 +122,13 @@ def test_what_is_copied_has_its_say_in_two_ways(served: training.prepare.TrainDa
                 layer.weight.copy_(weight)
 
 
-def test_the_saved_model_is_the_trained_one(served: training.prepare.TrainData, tmp_path: Path) -> None:
-    trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
-    training.train(trainer, served, training.prepare.Budget())
-    training.save(trainer.model, str(tmp_path / "model"))
+def test_the_saved_model_is_the_trained_one(
+    trained: training.Trainer, served: training.prepare.TrainData, tmp_path: Path
+) -> None:
+    training.save(trained.model, str(tmp_path / "model"))
     tokens = torch.from_numpy(next(served.batches(2)))[:, :-1]
     with torch.no_grad():
-        assert torch.equal(trainer.model(tokens), training.load_model(str(tmp_path / "model"), "cpu")(tokens))
+        assert torch.equal(trained.model(tokens), training.load_model(str(tmp_path / "model"), "cpu")(tokens))
 
 
 def test_warming_up_leaves_no_trace(served: training.prepare.TrainData) -> None:

@@ -2,7 +2,7 @@
 on the device in them.
 
 Everything it tries to reach is real (the person's home), or planted by the probe itself (a file with a secret, a
-process, a listener), so that a sandbox which does nothing fails every check; tests/test_sandbox.py shows that. It
+process, a listener), so that a sandbox which does nothing fails every check; tests/test_probe.py shows that. It
 writes in the night's folder and in one for temporary files, and leaves nothing anywhere else.
 """
 
