@@ -6,6 +6,7 @@ Everything here survives a round trip through JSON, because the ledger keeps it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -51,9 +52,15 @@ class Record(BaseModel):
         object.__setattr__(self, "__pydantic_fields_set__", NO_NAMES)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        copied = super().model_copy(deep=deep)
-        for name, value in (update or {}).items():
-            object.__setattr__(copied, name, value)
+        """It takes less memory than what was validated: with each field set by itself, the copies of one class share
+        the names of their fields."""
+        values = {**self.__dict__, **(update or {})}
+        copied = object.__new__(type(self))
+        for name in ("__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(copied, name, None)
+        object.__setattr__(copied, "__pydantic_fields_set__", NO_NAMES)
+        for name in type(self).model_fields:
+            object.__setattr__(copied, name, deepcopy(values[name]) if deep else values[name])
         return copied
 
 
