@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -47,7 +47,7 @@ def without_details(night: Night, number: int) -> Night:
     return replace(night, experiments={**night.experiments, number: decided(number, e.verdict.kind)})
 
 
-@lru_cache(maxsize=None)
+@cache
 def decided(number: int, kind: VerdictKind) -> Experiment:
     """The same record for all observers."""
     return Experiment(number, parent="", created=0.0, state="published", verdict=Verdict(kind=kind, reason=""))
