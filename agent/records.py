@@ -185,7 +185,7 @@ class Verdict(Record):
     """Improvement over the incumbent in the metric's unit; positive is better, whatever the direction."""
     interval: tuple[float, float] | None = None
     """Of the effect, where it was measured: two-sided 90%, so that its ends are those of the one-sided 5% tests that
-    decide. A keep's lies above 0."""
+    decide; see `level`. A keep's lies above 0."""
     trials: int | None = None
     """Trials that `metric` is the mean of; None in nights of before, and where there is no metric."""
     review: bool = False
@@ -194,6 +194,11 @@ class Verdict(Record):
     @property
     def kept(self) -> bool:
         return self.kind in KEPT
+
+    @property
+    def level(self) -> str:
+        """Of the interval. It was 95% until verdicts began to say their trials as well."""
+        return "95%" if self.trials is None else "90%"
 
 
 class Experiment(Record):
