@@ -55,13 +55,22 @@ class Record(BaseModel):
         """It takes less memory than what was validated: with each field set by itself, the copies of one class share
         the names of their fields."""
         values = {**self.__dict__, **(update or {})}
-        copied = object.__new__(type(self))
+        return self.filled(deepcopy(values) if deep else values)
+
+    @classmethod
+    def filled(cls, values: Mapping[str, Any]) -> Self:
+        record = object.__new__(cls)
         for name in ("__pydantic_extra__", "__pydantic_private__"):
-            object.__setattr__(copied, name, None)
-        object.__setattr__(copied, "__pydantic_fields_set__", NO_NAMES)
-        for name in type(self).model_fields:
-            object.__setattr__(copied, name, deepcopy(values[name]) if deep else values[name])
-        return copied
+            object.__setattr__(record, name, None)
+        object.__setattr__(record, "__pydantic_fields_set__", NO_NAMES)
+        for name in cls.model_fields:
+            object.__setattr__(record, name, values[name])
+        return record
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Python learns the names that are to be shared from the first instances of a class: this is the first."""
+        cls.filled(dict.fromkeys(cls.model_fields))
 
 
 class Edit(Record):
