@@ -19,7 +19,8 @@ LONGEST_LINE = 600  # bytes, as JSON
 
 def cut(text: str) -> str:
     """One bounded piece of text: what does not fit into an event is left out."""
-    short = text = text.encode("utf-8", "replace").decode()
+    clean = text.encode("utf-8", "replace").decode()
+    short = text = text if clean == text else clean  # one object where it is the same: nights hold many of them
     while len(json.dumps(short, ensure_ascii=False).encode()) > LONGEST_LINE:
         short = short[: min(LONGEST_LINE, len(short) * 9 // 10)]
     return short if short == text else short + "..."

@@ -43,7 +43,7 @@ class History:
         without numbers either, and of a crash the end of its log stays."""
         before = self.told.get(e.number)
         if before is None or before[0] is not e:
-            before = e, self.whole(e, brief=True)
+            before = e, compact(self.whole(e, brief=True))
             self.told[e.number] = before
         return before[1]
 
@@ -86,3 +86,10 @@ class History:
 
     def reply(self, call: state.Call) -> Reply | None:
         return call.reply and call.reply.model_copy(update={"text": self.read(call.text)})
+
+
+def compact(e: Experiment) -> Experiment:
+    """The same in less memory, as Record.model_copy says; it is held for the whole night."""
+    proposal = e.proposal and e.proposal.model_copy(update={"edits": tuple(x.model_copy() for x in e.proposal.edits)})
+    trials, calls = tuple(t.model_copy() for t in e.trials), tuple(c.model_copy() for c in e.calls)
+    return e.model_copy(update={"proposal": proposal, "trials": trials, "calls": calls})

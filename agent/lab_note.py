@@ -24,7 +24,7 @@ def lab_note(experiment: Experiment, incumbent: Experiment | None, program: Prog
         }
         if verdict.interval:
             low, high = verdict.interval
-            trailers["Interval"] = f"{number(verdict.effect)} better, 90% {number(low)} .. {number(high)}"
+            trailers["Interval"] = f"{number(verdict.effect)} better, {verdict.level} {number(low)} .. {number(high)}"
         trailers["Trials"] = str(experiment.counted)
         trailers["Verdict"] = " ".join(verdict.reason.split())
     if proposal:

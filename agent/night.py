@@ -281,7 +281,7 @@ class Night(Standing):
         return replace(night, tried={**night.tried, event.fingerprint: e.number})
 
     def on_Judged(self, event: ev.Judged) -> Night:
-        number, verdict = event.experiment, event.verdict
+        number, verdict = event.experiment, event.verdict.model_copy()
         e = self.need(number, "ask", "refused", "proposed", "measured", "waiting", "judged")
         night = self.change(number, state="judged", verdict=verdict)
         if verdict.kind == "violation":  # refused without a trial, and not to be proposed again

@@ -6,6 +6,7 @@ Everything here survives a round trip through JSON, because the ledger keeps it 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -51,10 +52,25 @@ class Record(BaseModel):
         object.__setattr__(self, "__pydantic_fields_set__", NO_NAMES)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        copied = super().model_copy(deep=deep)
-        for name, value in (update or {}).items():
-            object.__setattr__(copied, name, value)
-        return copied
+        """It takes less memory than what was validated: with each field set by itself, the copies of one class share
+        the names of their fields."""
+        values = {**self.__dict__, **(update or {})}
+        return self.filled(deepcopy(values) if deep else values)
+
+    @classmethod
+    def filled(cls, values: Mapping[str, Any]) -> Self:
+        record = object.__new__(cls)
+        for name in ("__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(record, name, None)
+        object.__setattr__(record, "__pydantic_fields_set__", NO_NAMES)
+        for name in cls.model_fields:
+            object.__setattr__(record, name, values[name])
+        return record
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Python learns the names that are to be shared from the first instances of a class: this is the first."""
+        cls.filled(dict.fromkeys(cls.model_fields))
 
 
 class Edit(Record):
@@ -178,7 +194,7 @@ class Verdict(Record):
     """Improvement over the incumbent in the metric's unit; positive is better, whatever the direction."""
     interval: tuple[float, float] | None = None
     """Of the effect, where it was measured: two-sided 90%, so that its ends are those of the one-sided 5% tests that
-    decide. A keep's lies above 0."""
+    decide; see `level`. A keep's lies above 0."""
     trials: int | None = None
     """Trials that `metric` is the mean of; None in nights of before, and where there is no metric."""
     review: bool = False
@@ -187,6 +203,11 @@ class Verdict(Record):
     @property
     def kept(self) -> bool:
         return self.kind in KEPT
+
+    @property
+    def level(self) -> str:
+        """Of the interval. It was 95% until verdicts began to say their trials as well."""
+        return "95%" if self.trials is None else "90%"
 
 
 class Experiment(Record):

@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,20 +38,23 @@ Change the rate, one at a time; nothing else is of any use in this little progra
 """
 
 
-def make(folder: Path, experiments: int) -> None:
-    """A repository, and beside it a reply for each experiment."""
+def reply(number: int) -> str:
+    block = f"<<<<<<< SEARCH\nRATE = 1\n=======\nRATE = {number + 1}\n>>>>>>> REPLACE\n"
+    return f"Hypothesis: The rate {number + 1} is better.\nCategory: other\n\ntrain.py\n{block}"
+
+
+def make(folder: Path, experiments: int, train: str, reply: Callable[[int], str]) -> None:
+    """A repository with this train.py, and beside it a reply for each experiment, counted from 1."""
     folder.mkdir()
-    (folder / "train.py").write_text(TRAIN)
+    (folder / "train.py").write_text(train)
     (folder / "program.md").write_text(PROGRAM)
     identity = ["-c", "user.name=bench", "-c", "user.email=bench@localhost"]
     for command in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "Start"]):
         subprocess.run(["git", *identity, *command], cwd=folder, check=True)
     replies = folder.with_name("replies")
     replies.mkdir()
-    for number in range(experiments):
-        block = f"<<<<<<< SEARCH\nRATE = 1\n=======\nRATE = {number + 2}\n>>>>>>> REPLACE\n"
-        text = f"Hypothesis: The rate {number + 2} is better.\nCategory: other\n\ntrain.py\n{block}"
-        (replies / f"{number:05}.md").write_text(text)
+    for number in range(1, experiments + 1):
+        (replies / f"{number:05}.md").write_text(reply(number))
 
 
 def run(folder: Path, experiments: int, sandbox: str) -> float:
@@ -84,7 +88,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "project"
-        make(folder, arguments.experiments)
+        make(folder, arguments.experiments, TRAIN, reply)
         memory = run(folder, arguments.experiments, arguments.sandbox)
         costs = overheads(folder / ".research" / "bench")
     tenth = max(1, len(costs) // 10)

@@ -29,7 +29,7 @@ from agent import events as ev
 from agent.actions import FULL_LOGS
 from agent.ledger import Ledger
 from agent.run.log import SHORT
-from bench.overhead import PROGRAM, ROOT
+from bench.overhead import ROOT, make
 
 WARM_UP = 100  # experiments before the start is measured
 GROWTH, MEGABYTES = 1.1, 150.0  # the most that is allowed
@@ -58,20 +58,10 @@ def train(number: int) -> str:
     return TRAIN.format(rate=number, lines=LINES, loss=loss)
 
 
-def make(folder: Path, experiments: int) -> None:
-    """A repository, and beside it a reply for each experiment, which replaces the whole file."""
-    folder.mkdir()
-    (folder / "train.py").write_text(train(0))
-    (folder / "program.md").write_text(PROGRAM)
-    identity = ["-c", "user.name=bench", "-c", "user.email=bench@localhost"]
-    for command in (["init", "-q"], ["add", "--all"], ["commit", "-q", "-m", "Start"]):
-        subprocess.run(["git", *identity, *command], cwd=folder, check=True)
-    replies = folder.with_name("replies")
-    replies.mkdir()
-    for number in range(1, experiments + 1):
-        whole = f"Whole file: train.py\n```python\n{train(number)}```\n"
-        text = f"Hypothesis: The rate {number} is better.\nCategory: hyperparameter\n\n{whole}"
-        (replies / f"{number:05}.md").write_text(text)
+def reply(number: int) -> str:
+    """It replaces the whole file."""
+    whole = f"Whole file: train.py\n```python\n{train(number)}```\n"
+    return f"Hypothesis: The rate {number} is better.\nCategory: hyperparameter\n\n{whole}"
 
 
 def run(folder: Path, experiments: int, sandbox: str) -> list[Look]:
@@ -137,7 +127,7 @@ def main() -> int:
     count = arguments.experiments
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "project"
-        make(folder, count)
+        make(folder, count, train(0), reply)
         looks = run(folder, count, arguments.sandbox)
         ends = verdicts(folder / ".research" / "soak")
         (seconds, memory, files), (last_seconds, last_memory, last_files) = tenths(ends, looks)

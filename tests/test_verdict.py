@@ -11,6 +11,7 @@ from test_flaky import LOSS, experiment
 from agent.judge.noise import Noise, Rerun
 from agent.judge.verdict import weigh
 from agent.lab_note import lab_note
+from agent.observers.report.markdown import kept_row
 from agent.observers.tsv import COLUMNS, FURTHER, row
 from agent.propose.context import first_request
 from agent.propose.templates import Templates
@@ -93,3 +94,17 @@ def test_one_value_with_every_seed_is_held_for_review_where_the_baseline_varies(
     kept = weigh(LOSS, exact, experiment(1, 0.5, 0.5, 0.5, kind=""), [exact], {})
     assert isinstance(kept, Verdict) and kept.kept, "a program without noise is no sign of anything"
     assert "training has to read RESEARCH_SEED" in str(Noise.of([exact.metrics]))
+
+
+def test_the_interval_of_a_night_of_before_is_labelled_as_it_was_computed():
+    """Verdicts said no trials while their intervals were those of 95%."""
+    now = Verdict(kind="keep", reason="r", metric=1.0, effect=0.2, interval=(0.1, 0.3), trials=3)
+    before = now.model_copy(update={"trials": None})
+    row = {"review": False, "metric": 1.0, "effect": 0.2, "interval": [0.1, 0.3], "commit": "c", "n": 1, "label": "l"}
+    for verdict, level in ((now, "90%"), (before, "95%")):
+        read = Verdict.model_validate_json(verdict.model_dump_json(exclude_defaults=True))
+        assert read.level == level
+        assert f"0.1 .. 0.3 ({level})" in kept_row({**row, "level": read.level})
+        told = Experiment(number=1, state="published", parent="p", verdict=read)
+        baseline = Experiment(number=0, state="published", parent="p", verdict=Verdict(kind="baseline", reason="r"))
+        assert f"better, {level} 0.1 .. 0.3" in lab_note(told, baseline, LOSS)

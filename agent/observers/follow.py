@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from agent.events import Event, Published
 from agent.history import History
 from agent.ledger import Ledger
 from agent.night import Night
+from agent.records import Verdict, VerdictKind
+from agent.state import Experiment, replace
 
 RECENT = 50  # experiments that an observer finds whole in its night; older ones only where they were kept
 TICK = 0.5  # seconds between two looks where nobody says that there is news
@@ -36,11 +39,18 @@ class Observer(Protocol):
 
 
 def without_details(night: Night, number: int) -> Night:
-    """What was decided long ago, and not kept, is told by its verdict alone: observers add up to several nights in
-    memory."""
-    if night.experiments[number].kept:
+    """What was decided long ago, and not kept, is told by the kind of its verdict alone: observers add up to several
+    nights in memory."""
+    e = night.experiments[number]
+    if e.kept or e.verdict is None:
         return night
-    return night.change(number, calls=(), trials=(), files="", proposal="", fingerprint="")
+    return replace(night, experiments={**night.experiments, number: decided(number, e.verdict.kind)})
+
+
+@cache
+def decided(number: int, kind: VerdictKind) -> Experiment:
+    """The same record for all observers."""
+    return Experiment(number, parent="", created=0.0, state="published", verdict=Verdict(kind=kind, reason=""))
 
 
 class Follower(threading.Thread):

@@ -113,6 +113,7 @@ def row(e: Experiment, told: Told, bases: Mapping[str | None, int]) -> Json:
         "high": figure(high),
         "effect": figure(verdict.effect) if verdict else None,
         "interval": [figure(v) for v in verdict.interval] if verdict and verdict.interval else None,
+        "level": verdict.level if verdict and verdict.interval else "",
         "base": base,
         "commit": (e.commit or "")[:10],
         "trials": len(e.measurements),
@@ -143,7 +144,7 @@ def shown_metric(e: Experiment) -> float | None:
 
 
 def metric_interval(e: Experiment, told: Told) -> tuple[float | None, float | None]:
-    """90%, as in a verdict: of the effect, moved to where the metric is; of the baseline of its own mean."""
+    """As in the verdict: of the effect, moved to where the metric is; of the baseline 90%, of its own mean."""
     metric, verdict, noise = shown_metric(e), e.verdict, told.noise
     if metric is None:
         return None, None

@@ -19,7 +19,7 @@ def markdown(overview: Json) -> str:
         lines += [f"**{number(facts['baseline'])} → {number(facts['best'])}**{certainty(facts)}.", ""]
     lines += [f"- {line}" for line in summary(overview)]
     if facts["kept"]:
-        lines += ["", f"| commit | # | {plain(name)} | effect | 90% interval | hypothesis |"]
+        lines += ["", f"| commit | # | {plain(name)} | effect | interval | hypothesis |"]
         lines += ["| --- | ---: | ---: | ---: | --- | --- |"]
         lines += [kept_row(row) for row in overview["rows"] if row["kept"] and row["n"]]
     return "\n".join(lines) + "\n"
@@ -51,7 +51,8 @@ def summary(overview: Json) -> list[str]:
 
 
 def kept_row(row: Json) -> str:
-    interval = " .. ".join(number(end) for end in row["interval"]) if row["interval"] else ""
+    ends = " .. ".join(number(end) for end in row["interval"]) if row["interval"] else ""
+    interval = f"{ends} ({row['level']})" if ends else ""
     mark = " (look)" if row["review"] else ""
     figures = [number(row["metric"]), number(row["effect"]), interval]
     cells = [row["commit"], f"{row['n']}{mark}", *figures, plain(row["label"])]

@@ -207,7 +207,7 @@ async function showChart() {
   chart?.finalize();
   chart = await draw($("chart"), night.views[view][theme()], { points: points(), stairs: night.stairs, chosen: chosen() });
   const beyond = points().filter((point) => point.beyond).length;
-  $("caption").textContent = "Each point is one experiment with the 90% interval of its effect; the line is the best verified commit, "
+  $("caption").textContent = "Each point is one experiment with the interval of its effect; the line is the best verified commit, "
     + "the band what one trial may vary by luck. Points at the foot have no number."
     + (beyond ? ` Beyond the range, and drawn at its edge: ${beyond}.` : "");
 }
@@ -290,7 +290,7 @@ function small(name, value, note) {
 function evidence(row, own) {
   const { startup, training, evaluation, model } = row.seconds, items = [];
   if (known(row.metric)) items.push(small(night.metric.name, number(row.metric, 6)));
-  if (known(row.effect)) items.push(small("Effect", signed(row.effect), `90%: ${range(row.interval)}`));
+  if (known(row.effect)) items.push(small("Effect", signed(row.effect), row.interval ? `${row.level}: ${range(row.interval)}` : ""));
   if (row.trials) items.push(small("Trials took", duration(total(row)),
     `startup ${duration(startup)}, training ${duration(training)}, evaluation ${duration(evaluation)}`));
   if (row.n) items.push(small("Cost", dollars(row.usd), `${row.tokens.toLocaleString("en")} tokens, ${duration(model)} of waiting`));
