@@ -49,5 +49,23 @@ def now() -> float:
     return _watched.now()
 
 
+class Alarm:
+    """Calls `ring` in a thread of its own once this process could run for `seconds`, unless it was cancelled."""
+
+    def __init__(self, seconds: float, ring: Callable[[], object]):
+        self._cancelled = threading.Event()
+        self._until, self._ring = now() + seconds, ring
+        threading.Thread(target=self._wait, name="alarm", daemon=True).start()
+
+    def cancel(self) -> None:
+        self._cancelled.set()
+
+    def _wait(self) -> None:
+        while (left := self._until - now()) > 0:
+            if self._cancelled.wait(min(left, TICK)):
+                return
+        self._ring()
+
+
 _begin = threading.Lock()
 _watched: Uptime | None = None

@@ -60,6 +60,27 @@ def test_a_program_that_was_stopped_ends_no_command_at_its_limit(tmp_path: Path)
     assert "Ended(code=0, stopped=''" in said
 
 
+ASKING = """
+from agent.propose.command import CommandProposer
+from agent.uptime import Alarm
+rung = []
+Alarm(3.0, lambda: rung.append("rung"))
+asked = "sh -c 'touch begun; while [ ! -e go ]; do sleep 0.01; done; echo a reply'"
+print(CommandProposer(asked, deadline=3.0).run(b""), rung)
+"""
+
+
+def test_a_program_that_was_stopped_gives_up_no_reply(tmp_path: Path):
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    harness = subprocess.Popen([sys.executable, "-c", ASKING], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
+    wait_for((tmp_path / "begun").exists)
+    os.kill(harness.pid, signal.SIGSTOP)
+    threading.Event().wait(4.0)  # the stop itself: longer than the deadline of 3 s
+    os.kill(harness.pid, signal.SIGCONT)
+    (tmp_path / "go").touch()
+    assert harness.communicate(timeout=60)[0] == "a reply\n []\n"
+
+
 def test_a_night_that_was_stopped_gives_up_nothing_for_it():
     one = Capacity()
     night = begun(*proposed(1, 0), train(1).model_copy(update={"at": 10.0}))

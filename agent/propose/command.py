@@ -9,13 +9,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 
 from agent.errors import Failure, ProposerError
 from agent.propose.context import estimate_tokens
 from agent.propose.reply import messages, reply_text
 from agent.protocols import Request
 from agent.records import Reply
+from agent.uptime import TICK, now
 
 DEADLINE = 900.0  # seconds for one reply
 GRACE = 5.0  # seconds between SIGTERM and SIGKILL
@@ -54,7 +54,7 @@ class CommandProposer:
 
     def propose(self, request: Request) -> Reply:
         """Raises ProposerError; final when there is no such program. Tokens are estimates."""
-        started = time.monotonic()
+        started = now()
         prompt = as_text(request)
         try:
             text = reply_text(self.run(prompt.encode(errors="replace")))
@@ -69,7 +69,7 @@ class CommandProposer:
             input_tokens=estimate_tokens(prompt),
             output_tokens=estimate_tokens(text),
             usd=None,
-            seconds=time.monotonic() - started,
+            seconds=now() - started,
         )
 
     def run(self, prompt: bytes) -> str:
@@ -89,9 +89,7 @@ class CommandProposer:
                 raise ProposerError(f"--command {self.argv[0]} can't be started: {why}", final=True) from None
             self.running.add(process)
             try:
-                code = process.wait(self.deadline)
-            except subprocess.TimeoutExpired:
-                raise ProposerError(f"command {self.model}: no reply within {self.deadline:g} s") from None
+                code = self.code_of(process)
             finally:
                 end(process)
                 self.running.discard(process)
@@ -102,6 +100,15 @@ class CommandProposer:
                 said = err.read(LONGEST_REPLY).decode("utf-8", "replace").strip() or text.strip() or "nothing"
                 raise ProposerError(f"command {self.model}: exit code {code}, last said: {last_line(said)}")
             return text
+
+    def code_of(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit code at its end. Raises ProposerError at the deadline, where a suspended program's time does not
+        count."""
+        until = now() + self.deadline
+        while (left := until - now()) > 0:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(min(left, TICK))
+        raise ProposerError(f"command {self.model}: no reply within {self.deadline:g} s")
 
 
 def as_text(request: Request) -> str:

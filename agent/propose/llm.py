@@ -12,7 +12,6 @@ import logging
 import math
 import random
 import re
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -26,7 +25,6 @@ from tenacity import (
     RetryCallState,
     Retrying,
     retry_if_exception_type,
-    stop_before_delay,
     wait_exponential_jitter,
 )
 
@@ -40,6 +38,7 @@ from agent.propose.stream import DONE, ErrorEvent, Heard, events
 from agent.propose.templates import one_line
 from agent.protocols import Request
 from agent.records import Reply
+from agent.uptime import Alarm, now
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class Policy:
     """How long and how often to ask for one reply. All times are in seconds."""
 
     deadline: float = 900.0
-    """For one reply, with every wait and retry."""
+    """For one reply, with every wait and retry; time in which this program was suspended does not count."""
     silence: float = 300.0
     """Without a byte for so long, a call counts as hung. Some models think for minutes in silence."""
     first_wait: float = 2.0
@@ -137,21 +136,22 @@ class ApiProposer:
 
     def propose(self, request: Request) -> Reply:
         """Ask until there is a reply. Raises ProposerError, or UnusableReply where money was spent."""
-        started = time.monotonic()
+        started = now()
+        end = started + self.policy.deadline
         lost: list[Usage] = []
         retrying = Retrying(
             retry=retry_if_exception_type(Again),
             wait=self._wait,
-            stop=stop_before_delay(self.policy.deadline),
+            stop=lambda state: now() + state.upcoming_sleep >= end,
             before_sleep=self._say,
             reraise=True,
         )
         try:
-            heard = retrying(self._call, request, started + self.policy.deadline, lost)
+            heard = retrying(self._call, request, end, lost)
         except ProposerError as error:
             message = f"{self.name} {self.model}: {error}"
             if isinstance(error, Again):
-                message += f"; gave up after {time.monotonic() - started:.0f} s"
+                message += f"; gave up after {now() - started:.0f} s"
             kind, paid = (UnusableReply, self._reply("", lost, started)) if lost else (ProposerError, None)
             raise kind(
                 message,
@@ -183,14 +183,14 @@ class ApiProposer:
         A reply that is complete is taken, whatever breaks after it.
         """
         heard, failure = Heard(), None
-        left = max(0.001, end - time.monotonic())
+        left = max(0.001, end - now())
         try:
             with self.open(request, min(self.policy.silence, left)) as answer:
                 self._listen(answer, heard, left)
         except Exception as error:  # the SDKs and their transports raise many kinds, and none may end the night
             # A model that thinks in silence for too long is working, and may be billed.
             heard.started |= isinstance(error.__cause__ or error, httpx2.ReadTimeout)
-            failure = self._failure(error, hung_up=time.monotonic() >= end)
+            failure = self._failure(error, hung_up=now() >= end)
         if heard.stop:
             return self._filled(request, heard)
         failure = failure or Again("the connection broke before the reply was complete")
@@ -204,7 +204,7 @@ class ApiProposer:
     def _listen(self, answer: Answer, heard: Heard, seconds: float) -> None:
         """Read until the server marks the end; after a complete reply it may take AFTER_STOP seconds to do so."""
         # A server that only sends keep-alives never lets the loop below come round: hang up from outside.
-        watchdog = hang_up_after(seconds, answer)
+        watchdog = Alarm(seconds, answer.close)
         try:
             for event in events(answer.iter_bytes()):
                 was_complete = heard.stop is not None
@@ -215,7 +215,7 @@ class ApiProposer:
                 self.hear(event, heard)
                 if heard.stop and not was_complete:
                     watchdog.cancel()
-                    watchdog = hang_up_after(min(seconds, AFTER_STOP), answer)
+                    watchdog = Alarm(min(seconds, AFTER_STOP), answer.close)
         finally:
             watchdog.cancel()
 
@@ -278,15 +278,8 @@ class ApiProposer:
             input_tokens=sum(int(usage.input_tokens) for usage in usages),
             output_tokens=sum(int(usage.output_tokens) for usage in usages),
             usd=None if None in costs else sum(cost for cost in costs if cost is not None),
-            seconds=time.monotonic() - started,
+            seconds=now() - started,
         )
-
-
-def hang_up_after(seconds: float, answer: Answer) -> threading.Timer:
-    watchdog = threading.Timer(seconds, answer.close)
-    watchdog.daemon = True
-    watchdog.start()
-    return watchdog
 
 
 def problem_with(heard: Heard, reply: Reply) -> str | None:
