@@ -339,9 +339,5 @@ def command(source_name: str, vocab_size: int | None, context: int | None, shard
     packages = {"heldout_packages": " ".join(meta["heldout_packages"])} if meta["heldout_packages"] else {}
     show({"source": meta["source"], "vocab_size": meta["vocab_size"], **tokens, **left_out, **packages})
     show({"data_hash": meta["data_hash"]})
-
-
-def show_heldout_paths() -> None:
-    """Print, one a line, the folders of the packages that the source in use holds out, wherever they are installed."""
-    for path in heldout_paths(read_meta(HELDOUT)["heldout_packages"]):
-        print(path)
+    for path in heldout_paths(meta["heldout_packages"]):  # a sandbox hides them, so that no training reads what decides
+        print(f"hide: {path}")

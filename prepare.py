@@ -4,8 +4,6 @@
     python prepare.py --source tinystories   or climbmix, fineweb-edu, or a folder or glob of text, Parquet, JSONL
     python prepare.py evaluate               the validation loss of the model that train.py saved (evaluation.py)
 
-    python prepare.py heldout-paths          the folders whose text is held out, for a sandbox to hide
-
 train.py imports this file for `TrainData` and `Budget`, and must offer one thing itself: `load_model(path, device)`,
 which returns a callable from tokens (B, T) to logits (B, T, V).
 
@@ -207,7 +205,6 @@ def main() -> None:
     evaluation = commands.add_parser("evaluate", help="bits per byte of the saved model")
     evaluation.add_argument("--split", choices=("val", "test"), default="val")
     evaluation.add_argument("--probe-seed", type=int, help="repeat the checks of an earlier evaluation")
-    commands.add_parser("heldout-paths", help="folders of held-out text, for a sandbox to hide")
     commands.add_parser("serve").add_argument("descriptors", type=int, nargs=3)
     args = parser.parse_args()
     for name, least in (("vocab_size", 257), ("context", 2), ("shards", 1), ("probe_seed", 0)):
@@ -217,8 +214,6 @@ def main() -> None:
         beside("evaluation").serve(*args.descriptors)
     elif args.command == "evaluate":
         beside("evaluation").command(args.split, args.probe_seed)
-    elif args.command == "heldout-paths":
-        corpus().show_heldout_paths()
     else:
         corpus().command(args.source, args.vocab_size, args.context, args.shards)
 

@@ -118,3 +118,26 @@ def test_the_strict_sandbox_is_refused_where_it_can_not_run(project: Path, tmp_p
     )  # fmt: skip
     assert ran.returncode == 2 and ran.stderr.startswith("error: bubblewrap can't run on this machine: ")
     assert ran.stderr.count("\n") == 1
+
+
+HIDES = """\
+import sysconfig
+print("hide:", sysconfig.get_path("stdlib") + "/idlelib")
+"""
+READS = """\
+import pathlib, sysconfig
+try:
+    pathlib.Path(sysconfig.get_path("stdlib"), "idlelib", "run.py").read_text()
+    raise SystemExit("it can be read")
+except OSError:
+    pass
+"""
+
+
+def test_what_the_prepare_command_says_to_hide_no_trial_can_read(tmp_path: Path):
+    contract = PROGRAM.replace("budget:", "prepare: python prepare.py\nbudget:")
+    files = {"train.py": READS + TRAIN, "prepare.py": HIDES, "program.md": contract}
+    project = make_repository(tmp_path / "project", files)
+    replies = write_replies(tmp_path / "replies", block("RATE = 0.5", "RATE = 0.3"))
+    night(project, "--replay", str(replies), "--experiments", "1")
+    assert kinds(project) == ["baseline", "keep"]

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from agent.errors import Failure
 from agent.run.bubblewrap import Bubblewrap, diagnose
 from agent.run.landlock import Landlock
 from agent.run.model_rooms import CLIENT, ModelRooms
-from agent.run.sandbox import Container, Limits, Room, Sandbox, choose_sandbox, gpu_nodes
+from agent.run.sandbox import Container, Limits, Room, Sandbox, choose_sandbox, describe, described, gpu_nodes
 from agent.run.syscalls import landlock_version
 
 SMALL = Limits(memory_bytes=300 << 20, processes=64, disk_bytes=50 << 20, files=500, scratch_bytes=32 << 20)
@@ -198,6 +199,27 @@ def test_what_is_no_request_for_a_room_is_answered_and_nothing_else(room: Room, 
             asking.shutdown(socket.SHUT_WR)
             assert "error" in json.loads(asking.recv(4096))
     rooms.close()
+
+
+def test_what_is_hidden_can_be_read_nowhere_and_what_lies_beside_it_still_imports(room: Room, wall: Sandbox) -> None:
+    folders = [Path(sysconfig.get_path("stdlib"), "idlelib"), Path(sysconfig.get_path("purelib"), "filelock")]
+    wall.hidden = (*folders, Path("/usr/lib/no such folder"))
+    code = """
+import sys
+from pathlib import Path
+import json, numpy, jinja2, xml.dom
+for folder in sys.argv[1:]:
+    for name in ("__init__.py", "run.py", "_api.py"):
+        try: print(open(Path(folder, name)).read())
+        except OSError: pass
+print("nothing")
+"""
+    assert all(Path(folder, "__init__.py").is_file() for folder in folders)
+    for kind in ("training", "evaluation", "model"):
+        there = dataclasses.replace(room, kind=kind)
+        ran = python(code, there, described(describe(wall)), *folders)
+        assert ran.stdout == "nothing\n", ran.stderr
+    assert python(code, room, type(wall)(SMALL), *folders).stdout.count("\n") > 10
 
 
 def test_libraries_work_in_the_room(room: Room, wall: Sandbox) -> None:

@@ -92,9 +92,10 @@ def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
         raise Failure(f"{fault}; `python -m agent doctor` looks at each part")
 
 
-def prepared(program: Program, workspace: Workspace, before: str) -> str:
-    """Run the `prepare` command: the hash of the data as it says it, which from here on is RESEARCH_DATA in the
-    environment; `before` is what the night began with, and must be the same. Raises Failure."""
+def prepared(program: Program, workspace: Workspace, before: str, sandbox: Sandbox) -> str:
+    """Run the `prepare` command: the hash of the data as it says it (`data_hash: ...`), which from here on is
+    RESEARCH_DATA in the environment; `before` is what the night began with, and must be the same. The folders that it
+    names (`hide: ...`) are shown by no room of the sandbox. Raises Failure."""
     if not program.prepare:
         return ""
     own = find_environment(workspace.root, workspace.top, program.python)
@@ -115,6 +116,7 @@ def prepared(program: Program, workspace: Workspace, before: str) -> str:
         raise Failure(f"`{program.prepare}` failed: {error}") from None
     if ran.returncode:
         raise Failure(f"`{program.prepare}` failed with exit code {ran.returncode}: it says why above")
+    sandbox.hidden = tuple(map(Path, re.findall(r"(?m)^hide:[ \t]*(/.+?)[ \t]*$", ran.stdout)))
     told = dict(re.findall(r"(?m)^(\w+):[ \t]*(.+?)[ \t]*$", ran.stdout)).get("data_hash", "")
     if before and before != told:
         raise Failure("the prepared data changed since this night began: choose a new --tag")

@@ -187,7 +187,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     if night.sandbox and night.sandbox != room.name:
         changed = f"the sandbox changed from {night.sandbox} to {room.name}"
         ledger.append(ev.Noted(at=clock.now(), text=changed))
-    data = prepared(program, workspace, night.data)
+    data = prepared(program, workspace, night.data, room)
     make_sure(room, workspace, program, say)
     inputs = partial(listing, root, (*program.data, *program.holdout))
     same_inputs(night, ledger, data, now := inputs())
@@ -306,7 +306,7 @@ def reopen(
         raise Failure(f"{home.name} has not begun: there is nothing to measure again")
     program = history.program(night.contract)
     room = choose_sandbox(sandbox, private=(workspace.top,), where=home)
-    prepared(program, workspace, night.data)
+    prepared(program, workspace, night.data, room)
     make_sure(room, workspace, program, say)
     return history.finished(night), workspace, EXECUTORS["local"](workspace, room, program, 1), program, say
 

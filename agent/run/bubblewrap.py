@@ -47,6 +47,7 @@ class Bubblewrap:
     def __init__(self, limits: Limits | None = None, private: Iterable[Path] = (), bwrap: Path | None = None):
         self.limits = limits or Limits.of_machine()
         self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
+        self.hidden: tuple[Path, ...] = ()
         self.bwrap = bwrap or find_bwrap()
 
     def compiled(self, room: Room) -> Path:
@@ -90,8 +91,9 @@ class Bubblewrap:
         seen, options = (*interpreter_folders(argv, room.env), *room.data, room.workdir), []
         for path in (*seen, *([room.rooms] if room.rooms else [])):
             options += ["--ro-bind", str(path), str(path)]
-        for path in room.hidden:
-            options += ["--tmpfs", str(path)] if path.exists() and is_below(path, (*room.data, room.workdir)) else []
+        for path in (*room.hidden, *self.hidden):
+            if path.exists() and is_below(path, (*SYSTEM, *seen)):
+                options += ["--tmpfs", str(path), "--remount-ro", str(path)]
         return options
 
     def _writable(self, room: Room) -> list[str]:

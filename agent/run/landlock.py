@@ -13,7 +13,18 @@ from pathlib import Path
 
 from agent.errors import Failure
 from agent.run import syscalls
-from agent.run.sandbox import ETC, SYSTEM, USER, Limits, Room, gpu_nodes, guarded, interpreter_folders, is_root
+from agent.run.sandbox import (
+    ETC,
+    SYSTEM,
+    USER,
+    Limits,
+    Room,
+    gpu_nodes,
+    guarded,
+    interpreter_folders,
+    is_below,
+    is_root,
+)
 
 WALL = Path(__file__).with_name("wall.py")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -34,6 +45,7 @@ class Landlock:
     def __init__(self, limits: Limits | None = None, private: Iterable[Path] = ()):
         self.limits = limits or Limits.of_machine()
         self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
+        self.hidden: tuple[Path, ...] = ()
         version = syscalls.landlock_version()
         if platform.machine() not in syscalls.AUDIT_ARCH or not version:
             raise Failure("this kernel has no Landlock (Linux 5.13 and later, unless it is switched off at boot)")
@@ -49,10 +61,11 @@ class Landlock:
         writable = [room.scratch, *([room.compiled] if room.compiled else [])]
         if room.kind != "model":
             writable.append(room.output)
-        readable = [path for root in SYSTEM for path in without(Path(root), self.private)]
+        python = interpreter_folders(argv, room.env)
+        readable = [path for root in SYSTEM for path in without(Path(root), (*self.private, *self.hidden))]
         readable += [Path("/etc", name) for name in ETC]
-        readable += interpreter_folders(argv, room.env)
-        readable += [path for folder in room.data for path in without(folder, room.hidden)]
+        readable += [path for folder in python for path in without(folder, self.hidden)]
+        readable += [path for folder in room.data for path in without(folder, (*room.hidden, *self.hidden))]
         readable += [room.workdir, room.output, *([room.rooms] if room.rooms else [])]
         scratch = str(room.scratch)
         # Without /dev/shm there are no locks between processes. It is the machine's, so the model is not let in: what
@@ -63,7 +76,9 @@ class Landlock:
         caches = dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "TRITON_HOME"), scratch)
         spec = {
             "workdir": str(room.workdir),
-            "read": list(map(str, dict.fromkeys(readable))),
+            "read": by_folder(readable),
+            # what Python imports lies beside what is hidden, and it looks through the folder of both
+            "list": [str(path.parent) for path in self.hidden if is_below(path, (*map(Path, SYSTEM), *python))],
             "write": [*map(str, writable), *shared],
             "devices": [*DEVICES, *gpu_nodes(room.slot)],
             "connects": room.kind == "evaluation",  # to ask for the model's rooms; the evaluation is no code under test
@@ -74,6 +89,14 @@ class Landlock:
         command = [sys.executable, "-I", "-S", str(WALL), json.dumps(spec), *argv]
         own = [path for path in writable if path != room.output or room.kind == "training"]
         return guarded(self.limits, room, command, counted=writable, own=own if is_root() else None)
+
+
+def by_folder(paths: Iterable[Path]) -> dict[str, list[str]]:
+    """Paths as names by folder: thousands of them have to fit into an argument of a command."""
+    names: dict[str, list[str]] = {}
+    for path in dict.fromkeys(paths):
+        names.setdefault(str(path.parent), []).append(path.name)
+    return names
 
 
 def without(folder: Path, hidden: Iterable[Path]) -> list[Path]:

@@ -91,6 +91,8 @@ class Sandbox(Protocol):
     """What the self-probe may find because of that, in its words."""
     guarded: bool
     """Whether the command is a guard.py, which ends everything in the room on SIGHUP."""
+    hidden: tuple[Path, ...]
+    """Folders that no room shows, wherever they lie: known once the data is prepared."""
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         """The command that runs `argv` in the room."""
@@ -109,6 +111,7 @@ class Unsandboxed:
     weaker: tuple[str, ...] = ("do whatever you may do",)
     known: frozenset[str] = frozenset()
     guarded = False
+    hidden: tuple[Path, ...] = ()
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         return list(argv)
@@ -131,6 +134,7 @@ class Container:
         self.weaker: tuple[str, ...] = ("read the held-out data as the model in an evaluation",)
         self.known: frozenset[str] = frozenset()
         self.guarded = False
+        self.hidden: tuple[Path, ...] = ()
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         limits = self.limits
@@ -198,6 +202,7 @@ def describe(sandbox: Sandbox) -> dict[str, Any]:
         "name": sandbox.name,
         "limits": dataclasses.asdict(values["limits"]) if values["limits"] else None,
         "private": [str(path) for path in values["private"] or ()],
+        "hidden": [str(path) for path in sandbox.hidden],
         "bwrap": str(values["bwrap"]) if values["bwrap"] else None,
         "image": values["image"],
     }
@@ -205,6 +210,12 @@ def describe(sandbox: Sandbox) -> dict[str, Any]:
 
 def described(told: Mapping[str, Any]) -> Sandbox:
     """The sandbox that `describe` told of. Raises Failure where it can't be had any more."""
+    sandbox = _described(told)
+    sandbox.hidden = tuple(map(Path, told["hidden"]))
+    return sandbox
+
+
+def _described(told: Mapping[str, Any]) -> Sandbox:
     limits = Limits(**told["limits"]) if told["limits"] else None
     private = [Path(path) for path in told["private"]]
     match told["name"]:

@@ -44,8 +44,10 @@ def rules(spec: dict, user: int) -> list[tuple[str, int]]:
     # with this capability the machine's own settings were open, and without another user those of other processes
     override = spec["capabilities"] >> syscalls.CAP_DAC_OVERRIDE & 1
     own = "/proc" if user >= 0 and not override else f"/proc/{os.getpid()}"
+    read = [os.path.join(folder, name) for folder, names in spec["read"].items() for name in names]
     return [
-        *((path, syscalls.READ) for path in [*spec["read"], "/proc"]),
+        *((path, syscalls.READ) for path in [*read, "/proc"]),
+        *((path, syscalls.READ_DIR) for path in spec["list"]),
         *((path, everything) for path in spec["write"]),
         *((path, device) for path in spec["devices"]),
         (own, syscalls.READ | syscalls.WRITE_FILE | syscalls.TRUNCATE),
