@@ -24,7 +24,6 @@ NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral", "pe
 NOT_BY_ITSELF = ("batch_norm", "batch_attention", "state")
 Saved = tuple[dict[str, str | Path], dict]
 
-pytestmark = pytest.mark.xdist_group("evaluation")  # one worker: what is trained for the module is trained once
 
 
 def write_corpus(folder: Path, train_pieces: int = 300) -> None:

@@ -24,7 +24,6 @@ from agent.run.leftovers import clear, remove, temporary
 from agent.run.probe import probe
 from agent.run.sandbox import Unsandboxed
 
-pytestmark = pytest.mark.xdist_group("keeping")  # one worker: the night that is copied is run once
 FAST = ("--unsafe-no-sandbox",)  # what is looked at here is not the sandbox
 
 

@@ -366,7 +366,7 @@ def denied(path):
     try: open(path)
     except OSError: return True
 assert not os.access({str(holdout / 'answer')!r}, os.F_OK) or denied({str(holdout / 'answer')!r})
-child = subprocess.Popen(["sleep", "4242"], env={{"PATH": os.environ["PATH"]}}, start_new_session=True)
+child = subprocess.Popen(["sleep", {str(100_000 + os.getpid())!r}], env={{"PATH": os.environ["PATH"]}}, start_new_session=True)
 try: open("prepare.py", "a")
 except OSError: print("read_only: 1")
 """
@@ -374,7 +374,7 @@ except OSError: print("read_only: 1")
     program = contract(holdout=["heldout"])
     got = run_one(lab.executor, lab.job(train, program, **{"prepare.py": evaluate}), 60)
     assert (got.outcome, got.metric, got.numbers.get("read_only")) == ("ok", 0.5, 1), got
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4242"]]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", str(100_000 + os.getpid())]]
     hang = lab.start(lab.job(HEAD + "time.sleep(600)", program))
     wait_for(lambda: lab.says("2-0", "step 0"))
     lab.executor.close()

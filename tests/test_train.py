@@ -18,7 +18,6 @@ from tests.test_evaluation import ROOT, prepared, run, write_corpus
 
 Environment = dict[str, str | Path]
 
-pytestmark = pytest.mark.xdist_group("train")  # one worker: the corpus is prepared once
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def trained(env: Environment) -> training.Trainer:
     """Trained in this process, on little; whoever changes it puts it back."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.prepare, "TRAIN", Path(env["OVERNIGHT_CACHE"]) / "train")
-        patch.setenv("RESEARCH_BUDGET_TOKENS", "10240")
+        patch.setattr(training.prepare, "TOKENS", 10_240)
         trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
         training.train(trainer, training.prepare.TrainData(), training.prepare.Budget())
     return trainer
@@ -104,7 +103,7 @@ def trained(env: Environment) -> training.Trainer:
 @pytest.fixture
 def served(env: Environment, monkeypatch: pytest.MonkeyPatch) -> training.prepare.TrainData:
     monkeypatch.setattr(training.prepare, "TRAIN", Path(env["OVERNIGHT_CACHE"]) / "train")
-    monkeypatch.setenv("RESEARCH_BUDGET_TOKENS", "20480")
+    monkeypatch.setattr(training.prepare, "TOKENS", 20_480)
     return training.prepare.TrainData()
 
 
