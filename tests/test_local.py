@@ -1,5 +1,6 @@
 """Trials on this machine: what happened is told truly, whatever the training command does."""
 
+import os
 import queue
 import shutil
 import signal
@@ -354,7 +355,7 @@ def test_the_hash_of_the_data_reaches_the_trial_and_its_paths(lab, monkeypatch):
 def test_in_the_sandbox(tmp_path, wall):
     """The same trial in either wall: measured, its held-out data out of sight, no daemon left."""
     lab = Lab(tmp_path, sandbox=choose_sandbox(wall))
-    holdout = lab.root / "heldout"
+    holdout, slept = lab.root / "heldout", str(100_000 + os.getpid())  # a number of seconds that no one else sleeps
     holdout.mkdir(parents=True)
     (holdout / "answer").write_text("0.5")
     evaluate = EVALUATE.replace('(Path(os.environ["RESEARCH_OUTPUT"]) / "model")', f"Path({str(holdout / 'answer')!r})")
@@ -366,7 +367,7 @@ def denied(path):
     try: open(path)
     except OSError: return True
 assert not os.access({str(holdout / 'answer')!r}, os.F_OK) or denied({str(holdout / 'answer')!r})
-child = subprocess.Popen(["sleep", {str(100_000 + os.getpid())!r}], env={{"PATH": os.environ["PATH"]}}, start_new_session=True)
+child = subprocess.Popen(["sleep", {slept!r}], env={{"PATH": os.environ["PATH"]}}, start_new_session=True)
 try: open("prepare.py", "a")
 except OSError: print("read_only: 1")
 """
@@ -374,7 +375,7 @@ except OSError: print("read_only: 1")
     program = contract(holdout=["heldout"])
     got = run_one(lab.executor, lab.job(train, program, **{"prepare.py": evaluate}), 60)
     assert (got.outcome, got.metric, got.numbers.get("read_only")) == ("ok", 0.5, 1), got
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", str(100_000 + os.getpid())]]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", slept]]
     hang = lab.start(lab.job(HEAD + "time.sleep(600)", program))
     wait_for(lambda: lab.says("2-0", "step 0"))
     lab.executor.close()
