@@ -20,6 +20,14 @@ for stopping, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(stopping, usual)
 
 
+LONGEST = ("test_own_program.py", "test_evaluation.py", "test_loop.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest begin first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def git(folder: Path, *arguments: str) -> str:
     """git as a person would call it, with an identity and without the machine's own configuration."""
     ran = subprocess.run(
