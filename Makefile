@@ -13,10 +13,10 @@ run: setup
 	$(BIN)/python -m agent.loop $(ARGS)
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: test
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .
