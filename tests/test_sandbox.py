@@ -222,6 +222,28 @@ print("nothing")
     assert python(code, room, type(wall)(SMALL), *folders).stdout.count("\n") > 10
 
 
+def test_what_is_hidden_can_not_be_read_by_another_name(room: Room, wall: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "real" / "secret").mkdir(parents=True)
+    (tmp_path / "real" / "secret" / "text").write_text("seen")
+    (tmp_path / "linked").symlink_to(tmp_path / "real")
+    env = {**room.env, "PYTHONPATH": str(tmp_path / "linked")}
+    git_core = Path(subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True).stdout.strip())
+    script, under = git_core / "git-sh-setup", git_core.parent.relative_to("/usr")  # lib, where /lib leads too
+    names = [script, Path("/", under, "git-core", "git-sh-setup"), tmp_path / "linked" / "secret" / "text"]
+    code = """
+import sys
+for name in sys.argv[1:]:
+    try: print(len(open(name).read()) > 0)
+    except OSError: print(False)
+"""
+    wall.hidden = ()
+    there = dataclasses.replace(room, env=env)
+    assert "True" in python(code, there, wall, *names).stdout
+    wall.hidden = (git_core.resolve(), tmp_path / "real" / "secret")
+    ran = python(code, there, wall, *names)
+    assert ran.stdout == "False\n" * 3, ran.stderr
+
+
 def test_libraries_work_in_the_room(room: Room, wall: Sandbox) -> None:
     code = "import getpass, tempfile, numpy; getpass.getuser(); tempfile.mkdtemp(); print(numpy.ones(3).sum())"
     ran = python(code, room, wall)

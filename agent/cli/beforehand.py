@@ -116,7 +116,7 @@ def prepared(program: Program, workspace: Workspace, before: str, sandbox: Sandb
         raise Failure(f"`{program.prepare}` failed: {error}") from None
     if ran.returncode:
         raise Failure(f"`{program.prepare}` failed with exit code {ran.returncode}: it says why above")
-    sandbox.hidden = tuple(map(Path, re.findall(r"(?m)^hide:[ \t]*(/.+?)[ \t]*$", ran.stdout)))
+    sandbox.hidden = tuple(Path(path).resolve() for path in re.findall(r"(?m)^hide:[ \t]*(/.+?)[ \t]*$", ran.stdout))
     told = dict(re.findall(r"(?m)^(\w+):[ \t]*(.+?)[ \t]*$", ran.stdout)).get("data_hash", "")
     if before and before != told:
         raise Failure("the prepared data changed since this night began: choose a new --tag")

@@ -91,9 +91,13 @@ class Bubblewrap:
         seen, options = (*interpreter_folders(argv, room.env), *room.data, room.workdir), []
         for path in (*seen, *([room.rooms] if room.rooms else [])):
             options += ["--ro-bind", str(path), str(path)]
+        roots = [*(Path(root) for root in SYSTEM if not os.path.islink(root)), *seen]
         for path in (*room.hidden, *self.hidden):
-            if path.exists() and is_below(path, (*SYSTEM, *seen)):
-                options += ["--tmpfs", str(path), "--remount-ro", str(path)]
+            for root in roots:  # a folder is shown by its name, and hidden wherever that leads
+                real = path.resolve()
+                if real.exists() and real.is_relative_to(root.resolve()):
+                    shown = str(root / real.relative_to(root.resolve()))
+                    options += ["--tmpfs", shown, "--remount-ro", shown]
         return options
 
     def _writable(self, room: Room) -> list[str]:

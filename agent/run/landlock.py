@@ -61,8 +61,10 @@ class Landlock:
         writable = [room.scratch, *([room.compiled] if room.compiled else [])]
         if room.kind != "model":
             writable.append(room.output)
-        python = interpreter_folders(argv, room.env)
-        readable = [path for root in SYSTEM for path in without(Path(root), (*self.private, *self.hidden))]
+        # Links are followed first: a rule for /lib is one for /usr/lib, and for all in it.
+        system = [Path(root).resolve() for root in SYSTEM]
+        python = [path.resolve() for path in interpreter_folders(argv, room.env)]
+        readable = [path for root in system for path in without(root, (*self.private, *self.hidden))]
         readable += [Path("/etc", name) for name in ETC]
         readable += [path for folder in python for path in without(folder, self.hidden)]
         readable += [path for folder in room.data for path in without(folder, (*room.hidden, *self.hidden))]
@@ -78,7 +80,7 @@ class Landlock:
             "workdir": str(room.workdir),
             "read": by_folder(readable),
             # what Python imports lies beside what is hidden, and it looks through the folder of both
-            "list": [str(path.parent) for path in self.hidden if is_below(path, (*map(Path, SYSTEM), *python))],
+            "list": [str(path.parent) for path in self.hidden if is_below(path, (*system, *python))],
             "write": [*map(str, writable), *shared],
             "devices": [*DEVICES, *gpu_nodes(room.slot)],
             "connects": room.kind == "evaluation",  # to ask for the model's rooms; the evaluation is no code under test
