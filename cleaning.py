@@ -11,6 +11,7 @@ import importlib.util
 import multiprocessing
 import os
 import re
+import signal
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -63,10 +64,12 @@ class Cleaner:
         self.left_out: Counter[str] = Counter()  # rule -> bytes
         if rules.copies and importlib.util.find_spec("rensa") is None:
             raise UserError("finding near-copies needs a package: pip install rensa")
-        self.processes = ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("fork"))
+        fork, cores = multiprocessing.get_context("fork"), len(os.sched_getaffinity(0))
+        self.processes = ProcessPoolExecutor(cores, fork, signal.signal, (signal.SIGINT, signal.SIG_IGN))
 
     def close(self) -> None:
-        self.processes.shutdown()
+        """End the processes. To be called after errors too: Python's own end of a pool can fail."""
+        self.processes.shutdown(cancel_futures=True)
 
     def clean(self, texts: list[str]) -> list[str]:
         """What is left of each text; nothing where a rule leaves it out whole."""

@@ -111,11 +111,8 @@ def train_tokenizer(source: Source, vocab_size: int) -> Tokenizer:
                 return
         progress(TOKENIZER_CHARS, TOKENIZER_CHARS, "tokenizer")
 
-    cleaner = Cleaner(source.rules)
-    try:
+    with contextlib.closing(Cleaner(source.rules)) as cleaner:
         return Tokenizer.train(sample(), vocab_size)
-    finally:
-        cleaner.close()
 
 
 def batches(texts: Iterator[str]) -> Iterator[list[str]]:
@@ -219,11 +216,11 @@ def build(source: Source, name: str, vocab_size: int, context: int) -> dict[str,
         train_tokenizer(source, vocab_size).save(ranks)
     builder = Builder(aside, Tokenizer.load(ranks), source.heldout_bytes, source.rules)
     chunk = max(1, len(source.files) // 100)
-    for start in range(builder.state["files"], len(source.files), chunk):
-        builder.add(text for file in source.files[start : start + chunk] for text in source.texts(file))
-        builder.checkpoint(min(start + chunk, len(source.files)))
-        progress(min(start + chunk, len(source.files)), len(source.files), "tokens")
-    builder.close()
+    with contextlib.closing(builder):
+        for start in range(builder.state["files"], len(source.files), chunk):
+            builder.add(text for file in source.files[start : start + chunk] for text in source.texts(file))
+            builder.checkpoint(min(start + chunk, len(source.files)))
+            progress(min(start + chunk, len(source.files)), len(source.files), "tokens")
     meta = describe(aside, name, builder, context) | {"heldout_packages": source.packages}
     publish(aside, meta, builder.tokenizer)
     return meta
