@@ -19,11 +19,11 @@ import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAKS = ROOT / "tests" / "leaks"
-HONEST = ("softmax", "linear", "window", "convolution")
-NOT_CAUSAL = ("non_causal", "block_16", "block_64", "block_256", "spectral", "peek_200")
-NOT_BY_ITSELF = ("batch_norm", "batch_attention", "state")
+FIRST = ("softmax", "non_causal", "state")  # one of each
+HONEST = ("linear", "window", "convolution")
+NOT_CAUSAL = ("block_16", "block_64", "block_256", "spectral", "peek_200")
+NOT_BY_ITSELF = ("batch_norm", "batch_attention")
 Saved = tuple[dict[str, str | Path], dict]
-
 
 
 def write_corpus(folder: Path, train_pieces: int = 300) -> None:
@@ -73,42 +73,50 @@ def outcomes(env: dict[str, str | Path], *kinds: str) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def honest(short: dict[str, str | Path]) -> dict[str, dict]:
-    return outcomes(short, *HONEST)
+def first(short: dict[str, str | Path]) -> dict[str, dict]:
+    return outcomes(short, *FIRST)
 
 
 @pytest.fixture(scope="module")
-def not_causal(short: dict[str, str | Path]) -> dict[str, dict]:
-    return outcomes(short, *NOT_CAUSAL)
+def others(short: dict[str, str | Path]) -> dict[str, dict]:
+    return outcomes(short, *HONEST, *NOT_CAUSAL, *NOT_BY_ITSELF)
 
 
 @pytest.fixture(scope="module")
-def not_by_itself(short: dict[str, str | Path]) -> dict[str, dict]:
-    return outcomes(short, *NOT_BY_ITSELF)
-
-
-@pytest.fixture(scope="module")
-def saved(short: dict[str, str | Path], honest: dict[str, dict]) -> Saved:
+def saved(short: dict[str, str | Path], first: dict[str, dict]) -> Saved:
     """The softmax model in a folder of its own, as environment variables, and what its second evaluation gave."""
     env = short | {"RESEARCH_OUTPUT": Path(short["RESEARCH_OUTPUT"]).with_name("saved")}
-    claimed = {"RESEARCH_INCUMBENT": str(honest["softmax"]["val_bpb"] + 0.0001)}
+    claimed = {"RESEARCH_INCUMBENT": str(first["softmax"]["val_bpb"] + 0.0001)}
     return env, outcomes(env | claimed, "softmax")["softmax"]
 
 
+def assert_measured(found: dict) -> None:
+    assert 1.5 < found["val_bpb"] < 4.5
+    assert found["canary_bits"] > 8.9  # log2 of 511 is 8.997
+
+
+def test_honest_models_are_measured_and_leaks_are_refused(first: dict[str, dict]) -> None:
+    assert_measured(first["softmax"])
+    assert "not causal" in first["non_causal"]["violation"]
+    assert "other rows of its batch or on earlier batches" in first["state"]["violation"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", HONEST)
-def test_honest_models_are_measured(honest: dict[str, dict], kind: str) -> None:
-    assert 1.5 < honest[kind]["val_bpb"] < 4.5
-    assert honest[kind]["canary_bits"] > 8.9  # log2 of 511 is 8.997
+def test_other_honest_models_are_measured(others: dict[str, dict], kind: str) -> None:
+    assert_measured(others[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NOT_CAUSAL)
-def test_a_model_that_sees_later_tokens_is_refused(not_causal: dict[str, dict], kind: str) -> None:
-    assert "not causal" in not_causal[kind]["violation"]
+def test_a_model_that_sees_later_tokens_is_refused(others: dict[str, dict], kind: str) -> None:
+    assert "not causal" in others[kind]["violation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NOT_BY_ITSELF)
-def test_a_model_that_mixes_rows_is_refused(not_by_itself: dict[str, dict], kind: str) -> None:
-    assert "other rows of its batch or on earlier batches" in not_by_itself[kind]["violation"]
+def test_a_model_that_mixes_rows_is_refused(others: dict[str, dict], kind: str) -> None:
+    assert "other rows of its batch or on earlier batches" in others[kind]["violation"]
 
 
 @pytest.mark.slow
@@ -134,9 +142,9 @@ def test_probes_never_show_what_a_later_one_asks_for() -> None:
         assert (probe.inputs[number, at:] == tails[number, at:]).all()
 
 
-def test_what_is_claimed_decides_how_many_probes_there_are(honest: dict[str, dict], saved: Saved) -> None:
+def test_what_is_claimed_decides_how_many_probes_there_are(first: dict[str, dict], saved: Saved) -> None:
     """An evaluation that is told the incumbent's value probes deeply enough for the gain that it sees."""
-    few, found = honest["softmax"], saved[1]
+    few, found = first["softmax"], saved[1]
     assert (few["probes"], found["probes"]) == (96, 768)
     assert found["val_bpb"] == few["val_bpb"]  # evaluating is repeatable to the last digit
     assert evaluation.probes_needed(-5.0, 1000.0, "cpu") == evaluation.probes_needed(500.0, 1000.0, "cpu") == 96

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
 from conftest import ROOT, git
 from test_loop import block, night, results, write_replies
 
@@ -25,6 +26,7 @@ def clone(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_night_on_this_repository_itself(tmp_path: Path):
     project = clone(tmp_path / "clone")
     lines = (project / "train.py").read_text().splitlines()
