@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?= --experiments 8
 BIN = $(VENV)/bin
+# One more than there are cores, since many tests wait; a file's tests stay together, and share what they set up.
+TESTS = $(BIN)/python -m pytest -n $(shell echo $$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: run test test-all lint attack setup clean
@@ -13,10 +15,10 @@ run: setup
 	$(BIN)/python -m agent.loop $(ARGS)
 
 test: $(VENV)/tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-all: test
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
+	$(TESTS) -m slow
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .
