@@ -8,7 +8,8 @@ train.py imports this file for `TrainData` and `Budget`, and must offer one thin
 which returns a callable from tokens (B, T) to logits (B, T, V).
 
 Environment: RESEARCH_SEED, RESEARCH_BUDGET_SECONDS, RESEARCH_BUDGET_TOKENS, RESEARCH_OUTPUT, RESEARCH_DATA (the
-data_hash of the prepared data to use; without it the last prepared), RESEARCH_MODEL_SANDBOX (a JSON list put before the
+data_hash of the prepared data to use; without it the last prepared), RESEARCH_FEED (set where the data comes by stdin,
+from `python prepare.py feed`, and lies nowhere to be read), RESEARCH_MODEL_SANDBOX (a JSON list put before the
 commands that run the model), RESEARCH_INCUMBENT (the bits per byte to beat: by them the evaluation chooses how deep it
 probes), OVERNIGHT_CACHE (an absolute path).
 """
@@ -102,16 +103,52 @@ def read_meta(root: Path, key: str | None = None) -> dict[str, Any]:
 # What train.py uses
 
 
+FED = bool(os.environ.get("RESEARCH_FEED"))  # the data comes by stdin
+MORE = 1.05  # so many times its budget is fed to a training, for the last batch not to be cut
+
+
+def shuffled_rows(meta: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The train split without end, in rows of `context` tokens and the one after: each pass cuts the stream at a fresh
+    offset and shuffles the rows, by the seed."""
+    tokens = np.memmap(TRAIN / meta["key"] / "train.bin", dtype=meta["dtype"], mode="r")
+    context, rng = meta["context"], np.random.default_rng(SEED)
+    while True:
+        starts = np.arange(rng.integers(context), len(tokens) - context, context)
+        for start in rng.permutation(starts).tolist():
+            yield tokens[start : start + context + 1]
+
+
+def feed() -> None:
+    """Hand the train split to a training: what it is at once, as a line of JSON; and when stdin says that the budget
+    starts, the line `go` and the rows, as many as the budget in tokens allows, or as it lasts."""
+    meta, out = read_meta(TRAIN), sys.stdout.buffer
+    told = {name: meta[name] for name in ("vocab_size", "context", "bos", "dtype", "data_hash")}
+    with contextlib.suppress(BrokenPipeError):
+        out.write(json.dumps(told).encode() + b"\n")
+        out.flush()
+        if not sys.stdin.readline():
+            return
+        out.write(b"go\n")
+        until, left = time.monotonic() + MORE * budget_seconds(), MORE * (TOKENS or math.inf)
+        for row in shuffled_rows(meta):
+            out.write(row.tobytes())
+            left -= meta["context"]
+            if left <= 0 or time.monotonic() > until:
+                break
+        out.flush()
+
+
 class TrainData:
     """The train split of the source in use, and its tokenizer's shape. Opens nothing of the held-out splits."""
 
     def __init__(self) -> None:
-        meta = read_meta(TRAIN)
+        meta = json.loads(sys.stdin.buffer.readline() or b"{}") if FED else read_meta(TRAIN)
+        if not meta:
+            raise UserError("there is no training data on stdin: `python prepare.py feed` has failed")
         self.vocab_size, self.context, self.bos = meta["vocab_size"], meta["context"], meta["bos"]
         self.data_hash = meta["data_hash"]
-        self.tokens = np.memmap(TRAIN / meta["key"] / "train.bin", dtype=meta["dtype"], mode="r")
+        self.rows = fed_rows(meta) if FED else shuffled_rows(meta)
         self.served = 0  # tokens handed out so far: what a budget in tokens is counted by
-        self.passes = 0  # passes over the whole split begun so far
         self._note()
 
     def _note(self) -> None:
@@ -120,24 +157,26 @@ class TrainData:
         if not TRAINED_ON.exists() or TRAINED_ON.read_text() != self.data_hash:
             TRAINED_ON.write_text(self.data_hash)
 
-    def batches(self, rows: int, length: int | None = None, seed: int = SEED) -> Iterator[np.ndarray]:
-        """Endless (rows, length + 1) int64 arrays: inputs are [:, :-1] and targets [:, 1:].
+    def batches(self, rows: int, length: int = 0) -> Iterator[np.ndarray]:
+        """(rows, length + 1) int64 arrays, inputs [:, :-1] and targets [:, 1:], without end, or, where the data is fed,
+        until the budget is used. `length`: the context of the evaluation, or a part of it, into which rows are cut."""
+        length = length or self.context
+        if self.context % length:
+            raise UserError(f"batches of length {length}: the context of {self.context} can't be cut into such rows")
+        waiting: list[np.ndarray] = []
+        for row in self.rows:
+            waiting += [row[start : start + length + 1] for start in range(0, self.context, length)]
+            while len(waiting) >= rows:
+                batch, waiting = waiting[:rows], waiting[rows:]
+                self.served += rows * length
+                yield np.stack(batch).astype(np.int64)
 
-        Each pass cuts the token stream at a fresh offset into rows and shuffles them by `seed`. `length` is the
-        context of the evaluation unless given.
-        """
-        context: int = length or self.context
-        rng = np.random.default_rng(seed)
-        waiting: list[int] = []
-        while True:
-            while len(waiting) < rows:
-                starts = np.arange(rng.integers(context), len(self.tokens) - context, context)
-                waiting += rng.permutation(starts).tolist()
-                self.passes += 1
-            batch = [self.tokens[start : start + context + 1] for start in waiting[:rows]]
-            del waiting[:rows]
-            self.served += rows * context
-            yield np.stack(batch).astype(np.int64)
+
+def fed_rows(meta: dict[str, Any]) -> Iterator[np.ndarray]:
+    """The rows that come by stdin, until they end."""
+    size = (meta["context"] + 1) * np.dtype(meta["dtype"]).itemsize
+    while len(row := sys.stdin.buffer.read(size)) == size:
+        yield np.frombuffer(row, dtype=meta["dtype"])
 
 
 def budget_seconds() -> float:
@@ -158,12 +197,15 @@ class Budget:
         self.began = time.monotonic()
 
     def start(self) -> float:
-        """Training begins now: what came before was startup. Returns how long that took, in seconds."""
+        """Training begins now, or, where the data is fed, when the first of it is here: what came before was startup.
+        Returns how long that took, in seconds."""
+        startup = since_the_process_began()
+        if FED:
+            print("ready", flush=True)
+            if not sys.stdin.buffer.readline():
+                raise UserError("the training data has ended: `python prepare.py feed` has failed")
         self.began = time.monotonic()
-        with contextlib.suppress(OSError):  # since the process began, where /proc tells: importing torch included
-            ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-            return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-        return time.process_time()
+        return startup
 
     @property
     def elapsed(self) -> float:
@@ -174,6 +216,14 @@ class Budget:
         if self.elapsed >= self.seconds:
             return 1.0
         return min(1.0, tokens / self.tokens if self.tokens else self.elapsed / self.seconds)
+
+
+def since_the_process_began() -> float:
+    """Seconds, importing torch included."""
+    with contextlib.suppress(OSError):
+        ticks = int(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    return time.process_time()
 
 
 def trained_on() -> str:
@@ -205,6 +255,7 @@ def main() -> None:
     evaluation = commands.add_parser("evaluate", help="bits per byte of the saved model")
     evaluation.add_argument("--split", choices=("val", "test"), default="val")
     evaluation.add_argument("--probe-seed", type=int, help="repeat the checks of an earlier evaluation")
+    commands.add_parser("feed", help="the training data, to a training that reads it by its stdin")
     commands.add_parser("serve").add_argument("descriptors", type=int, nargs=3)
     args = parser.parse_args()
     for name, least in (("vocab_size", 257), ("context", 2), ("shards", 1), ("probe_seed", 0)):
@@ -212,6 +263,8 @@ def main() -> None:
             raise UserError(f"--{name.replace('_', '-')} {value}: at least {least} is needed")
     if args.command == "serve":
         beside("evaluation").serve(*args.descriptors)
+    elif args.command == "feed":
+        feed()
     elif args.command == "evaluate":
         beside("evaluation").command(args.split, args.probe_seed)
     else:

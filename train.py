@@ -405,8 +405,8 @@ def train(trainer: Trainer, data: prepare.TrainData, budget: prepare.Budget) -> 
     in_flight: list[tuple[Tensor, torch.cuda.Event]] = []
     startup = budget.start()
     print(f"step 0 | loss {smooth:.4f} | 0.0%", flush=True)
-    while (used := budget.used(data.served)) < 1.0:
-        tokens = torch.from_numpy(next(batches))
+    while (used := budget.used(data.served)) < 1.0 and (batch := next(batches, None)) is not None:
+        tokens = torch.from_numpy(batch)
         if not CUDA:
             loss = trainer.step(tokens, schedule(used))
         else:  # the losses are read two steps late, so that the GPU never waits for this loop

@@ -140,6 +140,8 @@ class Program(Part):
     project (run/environment.py), else the one that the loop runs in."""
     run: str = "python train.py"
     """May hold {seed}, {seconds} and {output}, for scripts that take flags; so may `evaluate` and `test`."""
+    feed: str | None = None
+    """Hands the training data to `run`, by its stdin (run/feed.py): then `data` is not in the room that trains."""
     evaluate: str | None = None
     """Without it the metric is read from the training log."""
     test: str | None = None
@@ -177,7 +179,7 @@ class Program(Part):
             Budget.parse(text)
         return {device: str(text) for device, text in budgets.items()}
 
-    @field_validator("run", "evaluate", "test", "prepare")
+    @field_validator("run", "feed", "evaluate", "test", "prepare")
     @classmethod
     def _command(cls, command: str | None) -> str | None:
         if command is None:
@@ -216,7 +218,7 @@ class Program(Part):
 
     def incomparable(self, other: Program) -> str | None:
         """The first field in which the two can't be compared any more; None when a night may go on."""
-        commands = ("prepare", "run", "evaluate", "test", "python")
+        commands = ("prepare", "run", "feed", "evaluate", "test", "python")
         for field in ("metric", "edit", "protect", *commands, "budget", "device", "data", "holdout"):
             mine, theirs = (p.model_dump(include={field}, exclude={"metric": {"target"}}) for p in (self, other))
             if mine != theirs:

@@ -51,7 +51,7 @@ class Leaks:
                 "data": [str(cache / "train")],
                 "holdout": [str(cache / "heldout")],
                 "environment": ["OVERNIGHT_CACHE"],
-                "budget": "30s",
+                "budget": "400k tokens within 30s",
             },
         )
         self.numbers, self.texts = itertools.count(1), {}

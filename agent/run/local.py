@@ -196,6 +196,7 @@ class LocalExecutor:
             seed=job.seed,
             builds_on=job.builds_on,
             run=program.run,
+            feed=program.feed,
             evaluate=program.evaluate,
             test=program.test,
             metric=Metric(program.metric.name, program.metric.pattern),

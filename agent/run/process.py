@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -165,6 +166,7 @@ def run_process(
     record: Path | None = None,
     grace: float = 5.0,
     guarded: bool = False,
+    stdin: int = subprocess.DEVNULL,
 ) -> Ended:
     """Run `argv` until it ends, its limit passes or it is cancelled; then end all that is left of it.
 
@@ -177,18 +179,8 @@ def run_process(
     """
     mark, started = uuid.uuid4().hex, uptime.now()
     _note(record, mark)
-    start = [] if guarded else [sys.executable, "-ISc", START, str(os.getpid())]  # a guard sees to that itself
-    told = {MARK: mark} | ({PARENT: str(os.getpid())} if guarded else {})
-    process = subprocess.Popen(
-        [*start, *argv],
-        cwd=cwd,
-        env={**env, **told},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE if apart else subprocess.STDOUT,
-        bufsize=0,
-        start_new_session=True,
-    )
+    stderr = subprocess.PIPE if apart else subprocess.STDOUT
+    process = start(argv, cwd, env, mark, guarded, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
     tree = Tree(psutil.Process(process.pid), mark)  # not reaped yet, so it is there
     with _Reader(process, log, on_line, cancel) as reader:
         stopped, peak, kill_at, seconds = "", 0, float("inf"), 0.0
@@ -220,6 +212,17 @@ def run_process(
                 record.unlink(missing_ok=True)
     code = process.returncode if process.returncode is not None else -signal.SIGKILL
     return Ended(code, stopped, seconds, peak)
+
+
+def start(
+    argv: Sequence[str], cwd: Path, env: Mapping[str, str], mark: str, guarded: bool, **streams: Any
+) -> subprocess.Popen[bytes]:
+    """A process that carries `mark`, in a session of its own, which the kernel ends with the calling thread."""
+    wrapper = [] if guarded else [sys.executable, "-ISc", START, str(os.getpid())]  # a guard sees to that itself
+    told = {MARK: mark} | ({PARENT: str(os.getpid())} if guarded else {})
+    return subprocess.Popen[bytes](
+        [*wrapper, *argv], cwd=cwd, env={**env, **told}, bufsize=0, start_new_session=True, **streams
+    )
 
 
 def hang_up(pid: int, seconds: float = 12.0) -> None:

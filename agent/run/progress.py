@@ -42,7 +42,7 @@ class Progress:
         self.numbers: dict[str, float] = {}
         """`name: value` lines, the last value of each; finite ones only."""
         self.began = self.last = 0.0
-        """uptime.now() of the first and the last progress line; 0: there was none."""
+        """uptime.now() of the beginning, which is the first progress line, and of the last one; 0: there was none."""
         self.diverged = ""
         """Why the loss is no number, once it is none: one line."""
         self._budget = budget_seconds
@@ -62,6 +62,10 @@ class Progress:
         elif (step := STEP.search(line)) and (loss := _loss(line)) is not None:
             share = SHARE.search(line)
             self._progress(step[1][:20], loss, number(share[1]) if share else None)
+
+    def begin(self) -> None:
+        """Training begins now, as it was said without a progress line."""
+        self.began = self.began or uptime.now()
 
     def _number(self, name: str, value: float | None) -> None:
         if value is not None and math.isfinite(value) and (name in self.numbers or len(self.numbers) < NUMBERS):

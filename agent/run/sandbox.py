@@ -1,9 +1,9 @@
 """Where code that nobody has read yet runs: rooms with one writable folder and no way out.
 
 What is not named is not there: the system's libraries, the interpreter, the commit, its data and one output folder are
-put into a room, and nothing else. There are three kinds, side by side and none inside another: for training, for the
-evaluation, and for the model while it is evaluated. Bubblewrap makes them from namespaces; where those can't be had,
-Landlock is the second, weaker wall. How the parts fit together: docs/SECURITY.md.
+put into a room, and nothing else. There are four kinds, side by side and none inside another: for training, for what
+feeds it with data, for the evaluation, and for the model while it is evaluated. Bubblewrap makes them from namespaces;
+where those can't be had, Landlock is the second, weaker wall. How the parts fit together: docs/SECURITY.md.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SANDBOXES = ("auto", "bubblewrap", "landlock", "docker", "podman", "none")
 class Room:
     """What one command may see and write. All paths are absolute."""
 
-    kind: Literal["training", "evaluation", "model"]
+    kind: Literal["training", "feed", "evaluation", "model"]
     workdir: Path
     """A copy of the commit, read-only; the current directory of the command."""
     output: Path

@@ -54,6 +54,7 @@ class Task:
     builds_on: int | None
     """The kept experiment that the change was made to: the trial may start from what that one compiled."""
     run: str
+    feed: str | None
     evaluate: str | None
     test: str | None
     metric: Metric

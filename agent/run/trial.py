@@ -19,27 +19,25 @@ import json
 import math
 import os
 import shutil
-import sys
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 from agent import uptime
 from agent.commands import arguments, filled
-from agent.places import DATA
 from agent.run.advice import advice
-from agent.run.cache import CompileCache, ModuleCache, compiled_modules
+from agent.run.cache import CompileCache, ModuleCache
 from agent.run.device_use import DeviceUse
+from agent.run.feed import READY, Feed
 from agent.run.leftovers import remove
 from agent.run.log import Log
 from agent.run.process import Cancel, Ended, Limit, run_process
 from agent.run.progress import Progress, explain_exit, find_metric
+from agent.run.rooms import make_room
 from agent.run.sandbox import Room, Sandbox
 from agent.run.task import Task
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-PERSON = ("HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "XDG_CACHE_HOME")
-MACHINE = ("VIRTUAL_ENV", "CONDA_PREFIX", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_PATH", "CUDA_DEVICE_ORDER")
 REFUSED = 3  # exit code of an evaluation that refuses: its last line says `violation: <reason>`
 SHORT_START = 30.0  # seconds that a start may always take, however fast those before it were
 STOPPED = "stopped by the person who runs it"
@@ -147,7 +145,7 @@ def test(job: Job) -> dict[str, float]:
 def train(job: Job) -> None:
     """Fills job.found but for the metric; `text` is what was printed. Raises Bad."""
     task, slack = job.task, job.task.slack
-    fill(job, "tree", task.data)
+    fill(job, "tree", () if task.feed else task.data)
     for folder in (task.output, task.folder / "compiled"):
         remove(folder)
         folder.mkdir(parents=True)
@@ -160,6 +158,9 @@ def train(job: Job) -> None:
 
     def on_line(line: str) -> None:
         waiting = not progress.began
+        if feed and waiting and line == READY:
+            progress.begin()
+            feed.go()
         progress.feed(line)
         if waiting and progress.began:
             limit.within(most, f"training with a budget of {task.budget} did not end within {most:g} s")
@@ -168,7 +169,11 @@ def train(job: Job) -> None:
         job.report("training" if progress.began else "startup", progress)
 
     started, use = uptime.now(), DeviceUse(task.card)
-    ended = run(job, task.run, room, limit, on_line, use)
+    feed = make_feed(job, task.feed) if task.feed else None
+    try:
+        ended = run(job, task.run, room, limit, on_line, use, stdin=feed.stdin if feed else subprocess.DEVNULL)
+    finally:
+        unfed = feed.close() if feed else ""
     begin = (progress.began or started) - started
     trained = max(0.0, ended.seconds - begin)  # begin counts from a moment before the process
     said = progress.numbers.get("peak_vram_mb", 0) * (1 << 20)  # it may be any number
@@ -183,6 +188,8 @@ def train(job: Job) -> None:
     )
     if progress.diverged and ended.stopped != "interrupted":
         raise Bad("crash", progress.diverged)
+    if ended.code and unfed:
+        raise Bad("crash", unfed)
     check_end(ended, job.log.tail, task=task)
     if not use.seen:
         raise Bad("crash", use.not_seen)
@@ -195,6 +202,13 @@ def train(job: Job) -> None:
         job.modules.take(task.output / "modules")
     remove(task.output / "modules")
     job.compiled.take(task.experiment, job.sandbox.compiled(room), task.folder / "compiled")
+
+
+def make_feed(job: Job, command: str) -> Feed:
+    """What hands in the training data, by the protected files as they are."""
+    fill(job, "pristine", job.task.data)
+    room = make_room(job, "feed")
+    return Feed(job.sandbox.wrap(argv(job.task, command), room), room, job.sandbox.guarded)
 
 
 def first_limit(task: Task, most: float) -> Limit:
@@ -251,6 +265,7 @@ def run(
     on_line: Callable[[str], None],
     use: DeviceUse | None = None,
     apart: bool = False,
+    stdin: int = subprocess.DEVNULL,
 ) -> Ended:
     """Run a command in its room."""
     return run_process(
@@ -265,6 +280,7 @@ def run(
         sample=(use or DeviceUse(None)).look,
         record=job.task.folder / "process.json",
         guarded=job.sandbox.guarded,
+        stdin=stdin,
     )
 
 
@@ -275,79 +291,6 @@ def argv(task: Task, command: str) -> list[str]:
     if task.interpreter and words[0] in ("python", "python3"):
         return [task.interpreter.python, *words[1:]]
     return words
-
-
-def make_room(job: Job, kind: Literal["training", "evaluation", "model"], part: str = "") -> Room:
-    """What a command of this kind may see. The model's rooms, each with a `part` of their scratch folder, have the
-    commit and the checkpoint, and no data at all."""
-    task = job.task
-    scratch = task.folder / "scratch" / kind / part
-    remove(scratch)
-    scratch.mkdir(parents=True)
-    data = {"training": task.data, "evaluation": [*task.data, *task.holdout], "model": []}[kind]
-    room = Room(
-        kind=kind,
-        workdir=task.place("tree" if kind == "training" else "pristine"),
-        output=task.output,
-        scratch=scratch,
-        data=(*map(Path, data), *shown(job, kind)),
-        hidden=() if kind == "evaluation" else tuple(map(Path, task.holdout)),
-        compiled=task.folder / "compiled" if kind == "training" else None,
-        slot=task.card.index if task.card else None,
-    )
-    return dataclasses.replace(room, env=environment(job, room))
-
-
-def shown(job: Job, kind: str) -> list[Path]:
-    """What a command reads beside its data: compiled modules, the project's environment, and, where the project is a
-    folder of a repository, what lies beside it."""
-    task = job.task
-    modules = [job.read_modules] if job.read_modules else []
-    beside = [task.folder / ("tree" if kind == "training" else "pristine")] if task.project else []
-    return [*modules, *beside, *map(Path, task.interpreter.packages if task.interpreter else ())]
-
-
-def environment(job: Job, room: Room) -> dict[str, str]:
-    """The whole environment of a trial: only what is named here or in the contract."""
-    task = job.task
-    named = (*PERSON, *MACHINE, *THREADS, DATA, *task.environment)
-    env = {name: os.environ[name] for name in named if name in os.environ}
-    env |= {name: value for name, value in os.environ.items() if name.startswith("LC_")}
-    if not job.sandbox.guarded:
-        env["TMPDIR"] = str(room.scratch)  # a sandbox has a place of its own for temporary files
-    if task.device == "cpu":
-        env = {"GOMP_SPINCOUNT": "10000"} | env  # longer spinning while waiting starves a CPU that is shared
-    if task.device == "cpu" and task.slots > 1:
-        share = str(max(1, (os.cpu_count() or 1) // task.slots))
-        env = {name: share for name in THREADS} | env
-    compiled, fills = job.sandbox.compiled(room), job.fills_modules and room.kind == "training"
-    env |= compiled_modules(task.output / "modules" if fills else job.read_modules)
-    env |= {} if fills else {"PYTHONDONTWRITEBYTECODE": "1"}
-    env |= own_interpreter(task, room)
-    env |= {"HF_HUB_OFFLINE": "1"} if job.sandbox.guarded else {}  # what was fetched before is used, without asking
-    python = task.interpreter.python if task.interpreter else sys.executable
-    env |= {
-        "PATH": f"{Path(python).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONHASHSEED": str(task.seed % 2**32),
-        "CUDA_VISIBLE_DEVICES": task.card.uuid if task.card else "",
-        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
-        "TRITON_CACHE_DIR": str(compiled / "triton"),
-        "RESEARCH_SEED": str(task.seed),
-        "RESEARCH_BUDGET_SECONDS": str(task.budget_seconds),
-        "RESEARCH_OUTPUT": str(task.output),
-    }
-    return env if task.budget_tokens is None else env | {"RESEARCH_BUDGET_TOKENS": str(task.budget_tokens)}
-
-
-def own_interpreter(task: Task, room: Room) -> dict[str, str]:
-    """What the project's interpreter needs of the environment. What it imports from the repository (`pip install -e .`)
-    is the trial's own copy of that."""
-    if task.interpreter is None:
-        return {}
-    tree = room.workdir if not task.project else room.workdir.parents[len(Path(task.project).parts) - 1]
-    inside = os.pathsep.join(str(tree / path) for path in task.interpreter.inside)
-    return {task.interpreter.kind: task.interpreter.prefix} | ({"PYTHONPATH": inside} if inside else {})
 
 
 def fill(job: Job, name: str, data: list[str] | tuple[str, ...]) -> None:

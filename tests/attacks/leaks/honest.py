@@ -10,10 +10,14 @@ TABLE = prepare.OUTPUT / "model.safetensors"  # no safetensors at all: nobody bu
 
 
 def main() -> None:
-    data = prepare.TrainData()
+    data, budget = prepare.TrainData(), prepare.Budget()
+    budget.start()
     print("step 0 | loss 6.2 | 0.0%", flush=True)
     counts = np.full((data.vocab_size, data.vocab_size), 0.05, dtype=np.float32)
-    np.add.at(counts, (np.asarray(data.tokens[:-1]), np.asarray(data.tokens[1:])), 1)
+    for rows in data.batches(64):
+        np.add.at(counts, (rows[:, :-1], rows[:, 1:]), 1)
+        if budget.used(data.served) >= 1:
+            break
     os.makedirs(prepare.OUTPUT, exist_ok=True)
     with open(TABLE, "wb") as file:
         np.save(file, np.log(counts / counts.sum(1, keepdims=True)))
