@@ -17,6 +17,7 @@ from agent.events import Event
 from agent.history import History
 from agent.judge.noise import baseline_trials, unreported
 from agent.judging import Judging
+from agent.limits import GO_ON
 from agent.night import Night
 from agent.program import Program
 from agent.protocols import Caller, Emit, Executor, Job, Journal, Prompter, Proposer, Repository
@@ -47,6 +48,8 @@ class Actions:
     """Proposes while the proposer can't."""
     inputs: Callable[[], dict[str, str]] = dict
     """What the data looks like now (agent/run/inputs.py)."""
+    updated: Callable[[], str] = str
+    """Why this process can't begin another trial: it runs an older version (agent/version.py). "": it can."""
 
     def __post_init__(self):
         self.history = History(self.journal.text)
@@ -83,6 +86,8 @@ class Actions:
                 return self.judging.rebase(night, number)
             case policy.Publish(number):
                 return self.judging.publish(night, number)
+            case policy.Train() | policy.Test() if updated := self.updated():
+                return ev.Ended(reason=updated, code=3, then=GO_ON)
             case policy.Train() | policy.Test() if changed := self.changed(night):
                 return ev.Ended(reason=changed, code=3)
             case policy.Train(number, index, slot):
@@ -230,7 +235,8 @@ class Actions:
             what=what, experiment=number, number=index, attempt=begun.attempt, commit=trial.commit, seed=trial.seed,
             slot=begun.slot, program=self.program(night), builds_on=night.kept.get(night.experiments[number].parent),
             incumbent=best.verdict.metric if best and best.verdict else None,
-            slowest_start=slowest_start(night), speaks=any(m.startup_seconds > 0 for m in ran(night)),
+            slowest_start=slowest_start(night), slowest_end=slowest_end(night),
+            speaks=any(m.startup_seconds > 0 for m in ran(night)),
         )  # fmt: skip
 
     def count_as_crash(self, night: Night, number: int, index: int) -> Event:
@@ -345,6 +351,13 @@ def slowest_start(night: Night) -> float | None:
     if not night.kept or night.rules is None:
         return None
     return max(m.startup_seconds or max(0.0, m.training_seconds - night.rules.budget_seconds) for m in ran(night))
+
+
+def slowest_end(night: Night) -> float | None:
+    """The most seconds beyond the budget that the training of what was kept has taken, once there is an incumbent."""
+    if not night.kept or night.rules is None:
+        return None
+    return max(max(0.0, m.training_seconds - night.rules.budget_seconds) for m in ran(night))
 
 
 def short(reply, *names: str):

@@ -5,6 +5,7 @@ Standard library only, because the worker of every trial reads it.
 
 from __future__ import annotations
 
+import difflib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -62,6 +63,12 @@ def arguments(command: str) -> list[str]:
     if rest[0] in ("-m", "--module"):
         return ["python", "-m", *rest[1:]]
     return ["python", *rest] if rest[0].endswith(".py") else rest
+
+
+def misspelt(command: str) -> str | None:
+    """Something in braces that looks like one of PLACES and is none; None where there is nothing such."""
+    names = (found[1] for found in re.finditer(r"\{([a-z_]+)\}", command) if found[1] not in PLACES)
+    return next((name for name in names if difflib.get_close_matches(name, PLACES, cutoff=0.7)), None)
 
 
 def is_translated(command: str) -> bool:

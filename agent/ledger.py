@@ -109,6 +109,10 @@ class Ledger:
             self.reserve.free()
             self.lock.release()
 
+    def save(self, to: Path) -> None:
+        """A copy of this journal, whatever became of its file; put in place by a rename."""
+        backup(self.db, to)
+
     def put(self, text: str) -> str:
         """Keep a text: its hash. It is durable with the next event, which is the one that names it."""
         key = digest(text)
@@ -230,10 +234,15 @@ def damage(path: Path) -> str:
 
 def copy(path: Path, to: Path) -> None:
     """A whole copy of a ledger, also while it is written; put in place by a rename."""
+    with contextlib.closing(connect(path, readonly=True)) as source:
+        backup(source, to)
+
+
+def backup(source: sqlite3.Connection, to: Path) -> None:
     to.parent.mkdir(parents=True, exist_ok=True)
     aside = to.with_name(f"{to.name}.part")
     aside.unlink(missing_ok=True)
-    with contextlib.closing(connect(path, readonly=True)) as source, contextlib.closing(sqlite3.connect(aside)) as db:
+    with contextlib.closing(sqlite3.connect(aside)) as db:
         source.backup(db)
     os.replace(aside, to)
 

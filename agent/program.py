@@ -16,7 +16,7 @@ import frontmatter
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from agent.commands import arguments, shell_syntax
+from agent.commands import PLACES, arguments, misspelt, shell_syntax
 from agent.errors import ProgramError
 
 EXAMPLE = "metric: {name: val_bpb, direction: minimize}, edit: [train.py], run: python train.py, budget: 5m"
@@ -47,7 +47,7 @@ def parse_seconds(text: str | float) -> float:
 class Part(BaseModel):
     """A frozen part of the contract; unknown keys are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Budget(Part):
@@ -97,8 +97,8 @@ class Metric(Part):
             groups = re.compile(pattern).groups
         except re.error as error:
             raise ValueError(f"not a regular expression ({error})") from None
-        if groups < 1:
-            raise ValueError("needs a group around the number, like accuracy=([0-9.]+)")
+        if groups != 1:
+            raise ValueError("needs one group, around the number, like accuracy=([0-9.]+); write others as (?:...)")
         return pattern
 
     def gain(self, before: float, after: float) -> float:
@@ -194,6 +194,9 @@ class Program(Part):
                 f"{command!r} is run without a shell, which {syntax!r} would need: write sh -c '...' around it, "
                 "or put it into a script of its own"
             )
+        if name := misspelt(command):
+            places = ", ".join(f"{{{place}}}" for place in PLACES)
+            raise ValueError(f"{command!r}: {{{name}}} is none of what can stand there: {places}")
         arguments(command)
         return command
 
@@ -275,7 +278,7 @@ def more_is_better(name: str) -> bool:
 def load_program(path: Path, overrides: Mapping[str, Any] | None = None) -> Program:
     """Read and parse the file. Raises ProgramError, one line."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ProgramError(f"{path} does not exist: `python -m agent init` writes one") from None
     except (OSError, UnicodeDecodeError) as error:

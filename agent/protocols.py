@@ -80,6 +80,8 @@ class Job(Record):
     slowest_start: float | None = None
     """Most seconds that a trial of what was kept spent beside its training budget, so that one which hangs is ended
     sooner than the contract says. None: not known yet."""
+    slowest_end: float | None = None
+    """As slowest_start, from the first progress line on."""
     incumbent: float | None = None
     """The metric of what this trial is compared with: its evaluation may look as deep as a gain over it deserves."""
     speaks: bool = False

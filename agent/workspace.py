@@ -49,6 +49,8 @@ def git_environment() -> dict[str, str]:
 
 def open_repository(path: Path) -> git.Repo:
     """The repository that holds `path`. Raises Failure where there is none with a commit and files."""
+    if not path.is_dir():
+        raise Failure(f"there is no folder {path}")
     try:
         repo = git.Repo(path, search_parent_directories=True)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError):

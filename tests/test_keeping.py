@@ -105,6 +105,50 @@ def test_git_clean_and_the_same_command_lose_nothing(project: Path):
     assert len(Ledger(project / ".research" / "night", readonly=True).night().order) == 3
 
 
+@pytest.mark.parametrize("width", [4, 2])  # the same change again, which ends the night; another one, which is trained
+def test_git_clean_in_mid_night_is_said_and_loses_nothing_that_was_paid_for(project: Path, tmp_path: Path, width: int):
+    """The command that proposes does it, as a person would at that moment."""
+    propose = tmp_path / "propose.py"
+    propose.write_text(
+        "import pathlib, subprocess\n"
+        f"asked = pathlib.Path({str(tmp_path / 'asked')!r})\n"
+        "if asked.exists():\n"
+        f"    subprocess.run(['git', '-C', {str(project)!r}, 'clean', '-fdxq'], check=True)\n"
+        f"    print({block('WIDTH = 8', f'WIDTH = {width}')!r})\n"
+        f"else:\n    print({block('WIDTH = 8', 'WIDTH = 4')!r})\n"
+        "asked.touch()\n"
+    )
+    flags = (*FAST, "--command", f"{sys.executable} {propose}", "--experiments", "4")
+    said = night(project, *flags, expect=3)
+    assert "was deleted while the night ran: its journal is saved, and the same command goes on" in said
+    again(project, experiments=4)
+    found = Ledger(project / ".research" / "night", readonly=True).night()
+    assert found.replies == 4 and len(found.order) == 5  # two of the first night, one before and one at that moment
+
+
+def test_a_night_whose_program_is_updated_begins_no_trial_with_it(project: Path, tmp_path: Path):
+    """A copy of this program is what runs; the command that proposes changes a file of it."""
+    shutil.copytree(ROOT / "agent", tmp_path / "program" / "agent")
+    shutil.copytree(ROOT / "prompts", tmp_path / "program" / "prompts")
+    propose = f"import pathlib\npathlib.Path({str(tmp_path / 'program' / 'agent' / 'run' / 'task.py')!r}).touch()\n"
+    (tmp_path / "propose.py").write_text(propose + f"print({block('WIDTH = 8', 'WIDTH = 4')!r})\n")
+    flags = ("--command", f"{sys.executable} {tmp_path / 'propose.py'}", "--experiments", "3")
+    command = [sys.executable, "-m", "agent.loop", "--repo", str(project), "--tag", "night", *FAST, *flags]
+    env = environment(PYTHONPATH=str(tmp_path / "program"))
+    ran = subprocess.run(command, cwd=tmp_path / "program", env=env, capture_output=True, text=True, timeout=200)
+    assert ran.returncode == 3 and "this program was updated while the night ran" in ran.stdout, ran.stdout + ran.stderr
+    again(project)
+    assert [e.verdict.kind for e in Ledger(project / ".research" / "night", readonly=True).night().experiments.values()
+            if e.verdict][3] == "discard"  # fmt: skip
+
+
+def test_a_remote_that_is_none_is_refused_before_anything_is_trained(tmp_path: Path, repository: Path):
+    (repository / "program.md").write_text(PROGRAM)
+    said = night(repository, *FAST, "--command", "true", "--push", "nowhere", expect=2)
+    assert "error: --push nowhere: fatal: 'nowhere' does not appear to be a git repository" in said
+    assert "there is no folder /nowhere/at/all" in night(Path("/nowhere/at/all"), *FAST, expect=2)
+
+
 def test_a_ledger_that_is_torn_is_put_back_and_the_night_goes_on(project: Path):
     path, before = project / ".research" / "night" / "ledger.db", refs(project)
     data = path.read_bytes()

@@ -38,7 +38,11 @@ def test_this_repositorys_own_program_is_read():
         (GOOD + "budgit: 5m\n", "unknown key 'budgit'; did you mean 'budget'"),
         ("metric: {name: loss, dirction: minimize}\n", "did you mean 'direction'"),
         ("metric: {name: loss, direction: down}\n", "'minimize' or 'maximize'"),
-        ("metric: {name: loss, pattern: 'acc=[0-9]+'}\n", "needs a group"),
+        ("metric: {name: loss, pattern: 'acc=[0-9]+'}\n", "needs one group"),
+        ("metric: {name: loss, pattern: '(a)=([0-9]+)'}\n", "needs one group"),
+        ("metric: {name: loss, target: .nan}\n", "metric.target"),
+        ("metric: loss\nlimits: {peak_memory_gb: .inf}\n", "limits.peak_memory_gb"),
+        ("metric: loss\nrun: python train.py --seed {sed}\n", "{sed} is none of what can stand there: {seed}"),
         ("metric: {name: loss, pattern: '('}\n", "not a regular expression"),
         ("metric: loss\nprotect: [train.py]\n", "is in edit and in protect"),
         ("metric: loss\nedit: [../train.py]\n", "outside the repository"),
@@ -67,6 +71,12 @@ def test_what_is_wrong_is_said_in_one_line(front: str, says: str):
         program(front)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_an_editor_of_windows_may_have_written_it(tmp_path: Path):
+    path = tmp_path / "program.md"
+    path.write_text(f"---\n{GOOD}---\n{PROSE}", encoding="utf-8-sig")
+    assert load_program(path).metric.name == "loss"
 
 
 @pytest.mark.parametrize("prose", ["", "# Direction\n", "improve the model", "# Goal\nmake it better\n"])

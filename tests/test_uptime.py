@@ -21,7 +21,7 @@ from agent import events as ev
 from agent.actions import slowest_start
 from agent.policy import Capacity, GiveUp, deadline, next_action
 from agent.records import Measurement
-from agent.run.trial import first_limit
+from agent.run.trial import bounded, first_limit
 from agent.uptime import LATE, TICK, Uptime
 
 
@@ -111,6 +111,19 @@ def test_a_hang_in_startup_is_ended_by_what_starts_have_taken_and_the_reason_say
     assert first(40.0, True) == "killed at 90 s without a progress line; the slowest start so far took 40.0 s"
     assert first(1.5, False).startswith("killed at 62 s without a progress line and without an end; the slowest start")
     assert first(290.0, True) == "killed at 300 s without a progress line", "never more than the contract says"
+
+
+def test_a_hang_after_the_last_progress_line_is_ended_by_what_was_seen_too(tmp_path: Path):
+    """Without an `evaluate` command; by what the contract alone says it would have five minutes to measure itself."""
+    lab = Lab(tmp_path, slack=1.0)
+    program = contract(evaluate=None, test=None, budget="1s")
+    job = lab.job("", program).model_copy(update={"slowest_end": 0.1})
+    task = lab.executor._task(job)
+    assert bounded(task.evaluation, task.slowest_end, task.slack) == 30.0
+    assert bounded(task.evaluation, None, task.slack) == 300.0
+    trains_on = "import time\nfor n in range(10**9):\n    print(f'step {n} loss 1', flush=True)\n    time.sleep(0.01)\n"
+    found = lab.run(trains_on, program)
+    assert (found.outcome, found.reason) == ("timeout", "training with a budget of 1s did not end within 3 s")
 
 
 def test_a_script_without_progress_has_what_others_took_beyond_their_budget():

@@ -16,6 +16,7 @@ from agent.errors import Failure
 from agent.history import History
 from agent.ledger import Ledger
 from agent.night import Night
+from agent.observers.push import Push, Refused
 from agent.places import DATA, place
 from agent.program import Device, Program
 from agent.protocols import Proposer, Request
@@ -53,6 +54,17 @@ def check_proposers(
     except (Failure, OSError) as failure:
         if not before.measured:
             raise
+        say(f"{failure}; going on, and trying again")
+
+
+def check_remote(root: Path, remote: str, before: Night, say: Callable[[str], None]) -> None:
+    """That `--push` has somewhere to push to. Raises Failure; a night that goes on only says it."""
+    try:
+        Push(root, root, remote, say).git("ls-remote", remote, "HEAD")
+    except (Refused, subprocess.TimeoutExpired) as error:
+        failure = Failure(f"--push {remote}: {error}: name a remote of this repository (`git remote -v`), or its URL")
+        if not before.measured:
+            raise failure from None
         say(f"{failure}; going on, and trying again")
 
 

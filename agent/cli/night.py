@@ -123,11 +123,14 @@ def run(
     listen(parts)
     try:
         ended = parts.run()
+        if lost := parts.rescue():
+            print(f"error: {lost}", file=sys.stderr)
+            raise typer.Exit(3)
         parts.close()
     except (OSError, sqlite3.OperationalError) as fault:  # the disk is full, or gone: what is journaled is safe
         parts.end_at_once()
         full = is_full(fault, parts.home)
-        why = str(disk_full(parts.home)) if full else f"{fault}: once that is mended, {GO_ON}"
+        why = str(disk_full(parts.home)) if full else parts.rescue() or f"{fault}: once that is mended, {GO_ON}"
         print(f"error: {why}", file=sys.stderr)
         raise typer.Exit(3) from None
     if ended.code == 2:

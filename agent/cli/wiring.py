@@ -17,11 +17,13 @@ from rich.console import Console
 from rich.markup import escape
 
 from agent import events as ev
+from agent import version
 from agent.actions import Actions
 from agent.backup import bring_back, copy_path, open_ledger, tags_with_refs
 from agent.caller import ThreadCaller
 from agent.cli.beforehand import (
     check_proposers,
+    check_remote,
     commits,
     make_sure,
     prepared,
@@ -37,6 +39,7 @@ from agent.forms import defaults
 from agent.history import History
 from agent.inbox import RealClock, SpoolInbox
 from agent.ledger import Ledger
+from agent.limits import GO_ON
 from agent.loop import Loop
 from agent.night import Night
 from agent.observers.backup import Backup
@@ -117,8 +120,17 @@ class Parts:
     executor: Executor
     console: Console
     ledger: Ledger
+    backup: Path
+    """Of the ledger, in .git."""
     observers: Sequence[Observer] = ()
     """Beside those of the table."""
+
+    def rescue(self) -> str:
+        """Where the night's folder was deleted while this process held the journal open: saves it, and says so."""
+        if self.ledger.path.exists():
+            return ""
+        self.ledger.save(self.backup)
+        return f"{self.home} was deleted while the night ran: its journal is saved, and {GO_ON}"
 
     def close(self) -> None:
         """Leave one whole file behind: the journal's last pages are written into it."""
@@ -172,6 +184,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     first = context.first_request(
         1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
     )
+    if flags.push:
+        check_remote(root, flags.push, before, say)
     check_proposers(flags.stoppers.usd, flags.check, before, proposer, fallback, first, say)
     workspace.prepare_home()
     room = choose_sandbox(flags.sandbox, private=(workspace.top,), where=workspace.home)
@@ -204,6 +218,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         emit=inbox.put,
         fallback=fallback,
         inputs=inputs,
+        updated=version.changed,
     )
     capacity = Capacity(slots=executor.slots, calls=executor.slots, evaluations=1)
     surroundings = Surroundings(
@@ -216,13 +231,13 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         fallback=fallback.name if fallback else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    observers: list[Observer] = [Backup(workspace.home, copy_path(workspace.repo, workspace.home))]
+    backup = copy_path(workspace.repo, workspace.home)
+    observers: list[Observer] = [Backup(workspace.home, backup)]
     if flags.push:
         observers.append(Push(workspace.home, root, flags.push, say))
     if service:
         observers.append(Notify(workspace.home, service))
-    return Parts(workspace.home, loop, inbox, executor, console, ledger, observers)
-
+    return Parts(workspace.home, loop, inbox, executor, console, ledger, backup, observers)
 
 
 def introduce(

@@ -209,6 +209,7 @@ class LocalExecutor:
             budget_tokens=budget.tokens,
             startup=program.timeouts.startup,
             slowest_start=job.slowest_start,
+            slowest_end=job.slowest_end,
             incumbent=job.incumbent,
             evaluation=program.timeouts.evaluation,
             slack=self.slack,

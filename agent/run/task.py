@@ -70,6 +70,8 @@ class Task:
     """Seconds to the first progress line, as the contract says."""
     slowest_start: float | None
     """As in protocols.Job."""
+    slowest_end: float | None
+    """As in protocols.Job."""
     incumbent: float | None
     """As in protocols.Job."""
     evaluation: float

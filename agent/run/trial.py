@@ -6,7 +6,8 @@ The rules of time, which only this program's clock decides:
   seen to print progress has startup and training together;
 - training, from the first progress line to the end, is killed at 110% of its budget and 1.5 times the slack:
   "timeout". For a budget in tokens that is its cap on time. Without an `evaluate` command the script measures
-  itself too, so `timeouts.evaluation` is added;
+  itself too: while it still prints progress it has no longer, and after that `timeouts.evaluation` more, or, once
+  something was kept, twice what that took at most and the slack, and 30 s at least;
 - what ends by itself, but past 105% of a budget in time and the slack, trained on: "violation". The slack is
   for saving the model and for the end of the process: 4 to 5 s were seen on a GPU with compiled code.
 """
@@ -39,7 +40,7 @@ from agent.run.sandbox import Room, Sandbox
 from agent.run.task import Task
 
 REFUSED = 3  # exit code of an evaluation that refuses: its last line says `violation: <reason>`
-SHORT_START = 30.0  # seconds that a start may always take, however fast those before it were
+SHORT_START = 30.0  # seconds that a start, or an end, may always take, however fast those before it were
 STOPPED = "stopped by the person who runs it"
 GIB = 1 << 30
 
@@ -153,8 +154,9 @@ def train(job: Job) -> None:
     room = make_room(job, "training")
     job.compiled.lend(task.experiment, task.builds_on, job.sandbox.compiled(room), task.folder / "compiled")
     progress, most = Progress(task.budget_seconds), task.budget_seconds * 1.1 + 1.5 * slack
-    most += 0 if task.evaluate else task.evaluation
-    limit = first_limit(task, most)
+    measures = 0 if task.evaluate else bounded(task.evaluation, task.slowest_end, task.slack)
+    limit = first_limit(task, most + measures)
+    too_long = f"training with a budget of {task.budget} did not end within"
 
     def on_line(line: str) -> None:
         waiting = not progress.began
@@ -163,7 +165,9 @@ def train(job: Job) -> None:
             feed.go()
         progress.feed(line)
         if waiting and progress.began:
-            limit.within(most, f"training with a budget of {task.budget} did not end within {most:g} s")
+            limit.within(most + measures, f"{too_long} {most + measures:.0f} s")
+        if progress.began and progress.last > progress.began + most:
+            limit.within(0, f"{too_long} {most:.0f} s")
         if progress.diverged:
             limit.within(0, progress.diverged)
         job.report("training" if progress.began else "startup", progress)
@@ -213,15 +217,18 @@ def make_feed(job: Job, command: str) -> Feed:
 
 def first_limit(task: Task, most: float) -> Limit:
     """Until the first progress line; `most`: seconds for what follows it."""
-    seconds, known = task.startup, ""
-    if task.slowest_start is not None:
-        bound = max(2 * task.slowest_start + task.slack, SHORT_START)
-        if bound < seconds:
-            seconds, known = bound, f"; the slowest start so far took {task.slowest_start:.1f} s"
+    seconds, known = bounded(task.startup, task.slowest_start, task.slack), ""
+    if seconds < task.startup:
+        known = f"; the slowest start so far took {task.slowest_start:.1f} s"
     if task.speaks:
         return Limit(seconds, f"killed at {seconds:.0f} s without a progress line{known}")
     seconds += most
     return Limit(seconds, f"killed at {seconds:.0f} s without a progress line and without an end{known}")
+
+
+def bounded(seconds: float, slowest: float | None, slack: float) -> float:
+    """What the contract allows, or less once it is known how long that takes."""
+    return seconds if slowest is None else min(seconds, max(2 * slowest + slack, SHORT_START))
 
 
 def score(job: Job, command: str) -> tuple[dict[str, float], str]:
