@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from prepare import CHECKPOINT, HELDOUT, HERE, TRAIN, UserError, device_name, read_meta, show, trained_on
+from prepare import CHECKPOINT, HELDOUT, HERE, LOAD_SECONDS, TRAIN, UserError, device_name, read_meta, show, trained_on
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 LOGITS_DTYPE = {"cpu": "float32", "cuda": "float16"}
@@ -40,6 +40,7 @@ TOLERANCE = {"float32": (1e-4, 5e-3), "float16": (0.03, 0.5)}
 REFERENCE_TOKENS = 1 << 24  # of the training text, counted for the reference that a model's gain is measured by
 REFERENCE_PRIOR = 50.0  # occurrences of a token from which on its own followers count more than tokens at large
 CHILD_TIMEOUT = 300.0  # seconds for one answer; the harness bounds the evaluation as a whole
+LOAD_RULE = "twice as long as that of the incumbent, and 10 s"  # as the harness reckons RESEARCH_LOAD_SECONDS
 LOG_BYTES = 65536
 
 
@@ -109,18 +110,25 @@ class ModelServer:
         )
         os.close(command_end)
         os.close(answer_end)
-        self.log, self.closed = b"", False
+        self.log, self.closed, self.load_seconds = b"", False, 0.0
         self.reader = threading.Thread(target=self._read_log, daemon=True)
         self.reader.start()
 
     def open(self, shape: tuple[int, int, int], device: str) -> None:
-        """Share memory of this shape (B, T, V) with the child, and wait until its model is loaded."""
+        """Share memory of this shape (B, T, V) with the child, and wait until its model is loaded and answered once.
+        Raises Violation where that takes longer than LOAD_SECONDS: what a model knows it has to learn in training."""
+        began = time.monotonic()
         rows, context, vocab = shape
         os.ftruncate(self.memory, rows * context * (8 + vocab * (2 if LOGITS_DTYPE[device] == "float16" else 4)))
         self.device = device
         self.inputs, self.output = shared_tensors(self.memory, shape, device)
+        until = began + (LOAD_SECONDS or CHILD_TIMEOUT)
         self._command(json.dumps(shape).encode())
-        self._answer()
+        self._answer(until)
+        self.inputs.zero_()
+        self._command(b"g")
+        self._answer(until)
+        self.load_seconds = time.monotonic() - began
 
     def _read_log(self) -> None:
         assert self.process.stdout
@@ -131,8 +139,11 @@ class ModelServer:
         with contextlib.suppress(BrokenPipeError):  # a dead child is noticed by the missing answer
             os.write(self.commands, text)
 
-    def _answer(self) -> None:
-        if not select.select([self.answers], [], [], CHILD_TIMEOUT)[0]:
+    def _answer(self, until: float | None = None) -> None:
+        seconds = CHILD_TIMEOUT if until is None else max(0.0, until - time.monotonic())
+        if not select.select([self.answers], [], [], seconds)[0]:
+            if until is not None and LOAD_SECONDS:
+                raise Violation(f"loading the model took longer than {LOAD_SECONDS:g} s; it may take {LOAD_RULE}")
             raise SystemExit(f"the model gave no logits within {CHILD_TIMEOUT:.0f} s\n{self.tail()}")
         if not os.read(self.answers, 1):
             raise SystemExit(f"the model cannot be run\n{self.tail()}")
@@ -413,6 +424,7 @@ def evaluate(split: str, probe_seed: int | None = None) -> dict[str, Any]:
         f"{split}_tokens": int((lengths > 0).sum()),
         "canary_bits": check_canary(canary, meta["vocab_size"] - 1),
         **checks,
+        "load_seconds": max(scorer.load_seconds, prober.load_seconds),
         "probe_seed": seed,
         "data_hash": meta["data_hash"],
         "evaluation_seconds": time.monotonic() - began,

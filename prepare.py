@@ -11,7 +11,8 @@ Environment: RESEARCH_SEED, RESEARCH_BUDGET_SECONDS, RESEARCH_BUDGET_TOKENS, RES
 data_hash of the prepared data to use; without it the last prepared), RESEARCH_FEED (set where the data comes by stdin,
 from `python prepare.py feed`, and lies nowhere to be read), RESEARCH_MODEL_SANDBOX (a JSON list put before the
 commands that run the model), RESEARCH_INCUMBENT (the bits per byte to beat: by them the evaluation chooses how deep it
-probes), OVERNIGHT_CACHE (an absolute path).
+probes), RESEARCH_LOAD_SECONDS (in which a model must be loaded and have answered once), OVERNIGHT_CACHE (an absolute
+path).
 """
 
 # ruff: noqa: E402
@@ -67,6 +68,7 @@ CHECKPOINT, TRAINED_ON = OUTPUT / "model.safetensors", OUTPUT / "trained_on"
 SEED: int = setting("RESEARCH_SEED", int, 0, "1") or 0
 SECONDS: float | None = setting("RESEARCH_BUDGET_SECONDS", float, 0.001, "300")
 TOKENS: int | None = setting("RESEARCH_BUDGET_TOKENS", int, 1, "96000")
+LOAD_SECONDS: float | None = setting("RESEARCH_LOAD_SECONDS", float, 0.001, "30")
 
 # What a model is measured on, by device: (vocabulary, context in tokens).
 SHAPE = {"cpu": (2048, 256), "cuda": (8192, 2048)}

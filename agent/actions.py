@@ -25,7 +25,9 @@ from agent.records import Measurement, Stoppers, Surroundings
 from agent.redact import hidden
 from agent.remake import remake
 from agent.run.inputs import difference
+from agent.state import Experiment
 
+LOAD = "load_seconds"  # what an evaluation may say of the model that it measured
 FULL_LOGS = 200  # experiments, the newest, of which the whole logs stay; those of the baseline and of keeps always do
 GRACE = 2.0  # times what the contract allows a trial, plus as many minutes: after that it counts as lost
 
@@ -235,9 +237,14 @@ class Actions:
             what=what, experiment=number, number=index, attempt=begun.attempt, commit=trial.commit, seed=trial.seed,
             slot=begun.slot, program=self.program(night), builds_on=night.kept.get(night.experiments[number].parent),
             incumbent=best.verdict.metric if best and best.verdict else None,
-            slowest_start=slowest_start(night), slowest_end=slowest_end(night),
+            slowest_start=slowest_start(night), slowest_end=slowest_end(night), slowest_load=self.slowest_load(best),
             speaks=any(m.startup_seconds > 0 for m in ran(night)),
         )  # fmt: skip
+
+    def slowest_load(self, best: Experiment | None) -> float | None:
+        whole = self.history.brief(best).current if best else ()
+        told = [m for m in whole if LOAD in (m.evaluated or ()) and LOAD in m.numbers]
+        return max((m.numbers[LOAD] for m in told), default=None)
 
     def count_as_crash(self, night: Night, number: int, index: int) -> Event:
         trial = night.experiments[number].trials[index]

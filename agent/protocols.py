@@ -84,6 +84,9 @@ class Job(Record):
     """As slowest_start, from the first progress line on."""
     incumbent: float | None = None
     """The metric of what this trial is compared with: its evaluation may look as deep as a gain over it deserves."""
+    slowest_load: float | None = None
+    """Most seconds that its evaluations took to load it, where they say `load_seconds`: one of this trial may take so
+    long twice, and 10 s."""
     speaks: bool = False
     """The training command was seen to print progress in this night."""
 

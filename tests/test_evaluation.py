@@ -210,6 +210,15 @@ def test_violations_exit_with_3_and_say_why_last(saved: Saved, tmp_path: Path) -
     assert "val_bpb" not in done.stdout
 
 
+def test_a_model_that_works_long_at_load_is_refused(saved: Saved, tmp_path: Path) -> None:
+    """The harness tells how long the incumbent's took; what it did in that time must have been training."""
+    env, measured = saved
+    assert 0 < measured["load_seconds"] < 60
+    done = evaluate_with(env | {"RESEARCH_LOAD_SECONDS": "0.01"}, tmp_path, "")
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[-1].startswith("violation: loading the model took longer than 0.01 s")
+
+
 def test_the_model_runs_behind_the_given_command(saved: Saved, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     prefix = json.dumps(["sh", "-c", f'echo run >> {seen}; exec "$@"', "sh"])

@@ -211,6 +211,7 @@ class LocalExecutor:
             slowest_start=job.slowest_start,
             slowest_end=job.slowest_end,
             incumbent=job.incumbent,
+            slowest_load=job.slowest_load,
             evaluation=program.timeouts.evaluation,
             slack=self.slack,
             speaks=job.speaks or program.run in self._speaks,

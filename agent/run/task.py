@@ -74,6 +74,8 @@ class Task:
     """As in protocols.Job."""
     incumbent: float | None
     """As in protocols.Job."""
+    slowest_load: float | None
+    """As in protocols.Job."""
     evaluation: float
     """Seconds for an evaluation."""
     slack: float

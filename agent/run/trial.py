@@ -41,6 +41,7 @@ from agent.run.task import Task
 
 REFUSED = 3  # exit code of an evaluation that refuses: its last line says `violation: <reason>`
 SHORT_START = 30.0  # seconds that a start, or an end, may always take, however fast those before it were
+LOAD_SLACK = 10.0  # seconds, beyond twice those of the incumbent, in which an evaluation may load a model
 STOPPED = "stopped by the person who runs it"
 GIB = 1 << 30
 
@@ -234,8 +235,12 @@ def bounded(seconds: float, slowest: float | None, slack: float) -> float:
 def score(job: Job, command: str) -> tuple[dict[str, float], str]:
     """Run the evaluation in the pristine copy: its numbers, and its stdout. Raises Bad."""
     room, rooms = make_room(job, "evaluation"), None
+    told = {}
     if job.task.what == "train" and job.task.incumbent is not None:
-        room = dataclasses.replace(room, env={**room.env, "RESEARCH_INCUMBENT": repr(job.task.incumbent)})
+        told["RESEARCH_INCUMBENT"] = repr(job.task.incumbent)
+    if job.task.slowest_load is not None:
+        told["RESEARCH_LOAD_SECONDS"] = repr(2 * job.task.slowest_load + LOAD_SLACK)
+    room = dataclasses.replace(room, env={**room.env, **told})
     if job.sandbox.guarded:
         from agent.run.model_rooms import CLIENT, ModelRooms  # only evaluations need it
 
