@@ -208,6 +208,7 @@ class Actions:
             seeds=baseline_trials(budget),
             tests=program.test is not None,
             budget_seconds=budget.seconds,
+            evaluates=program.evaluate is not None,
             trial_seconds=GRACE * (times.startup + budget.seconds + times.evaluation + 60),
         )
 

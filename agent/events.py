@@ -45,6 +45,8 @@ class Rules(Record):
     """No trial lasts longer; one of which nothing was heard for so long is lost."""
     budget_seconds: float = 0.0
     """Of the training of one trial."""
+    evaluates: bool = True
+    """The metric comes from a command of its own, and not from the training that is edited."""
 
     def reached(self, value: float) -> bool:
         if self.target is None:

@@ -209,9 +209,19 @@ def lock(home: Path) -> FileLock:
 
 
 def is_old(path: Path) -> bool:
-    """Whether this is the ledger of a night of version 0.1 (tables in place of a journal)."""
+    """Whether this is the ledger of a night of version 0.1 (tables in place of a journal). Raises Failure where it is
+    damaged."""
     if not path.exists():
         return False
+    try:
+        return has_tables(path)
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):
+            raise
+        raise damaged(path, str(error)) from None
+
+
+def has_tables(path: Path) -> bool:
     with contextlib.closing(connect(path, readonly=True)) as db:
         return execute(db, "SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone() is not None
 
@@ -224,7 +234,7 @@ def damage(path: Path) -> str:
         with contextlib.closing(connect(path, readonly=True)) as db:
             if (said := execute(db, "PRAGMA quick_check(1)").fetchone()[0]) != "ok":
                 return said.replace("\n", " ")
-            if is_old(path):
+            if has_tables(path):
                 return ""
             empty = execute(db, "SELECT 1 FROM journal LIMIT 1").fetchone() is None
     except sqlite3.DatabaseError as error:

@@ -122,6 +122,8 @@ class Measurement(Record):
     outcome: Literal["ok", "crash", "timeout", "violation", "interrupted"]
     reason: str = ""
     """One line for a person; empty when all went well."""
+    certain: bool = False
+    """Of a failure: another seed would end in the same way."""
     metric: float | None = None
     numbers: dict[str, float] = {}
     """Every other `name: value` line of training and evaluation."""

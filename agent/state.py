@@ -122,7 +122,7 @@ class Experiment:
             return max(0, self.wanted - len(self.current))
         ended = [t.measurement for t in self.current if t.measurement]
         failed = sum(m.outcome != "ok" for m in ended)
-        sure = failed == len(ended) and any(m.outcome in ("timeout", "violation") for m in ended)
+        sure = failed == len(ended) and any(m.certain or m.outcome in ("timeout", "violation") for m in ended)
         given_up = sure or too_flaky(len(ended) - failed, failed)
         return 0 if given_up else max(0, self.wanted + failed - len(self.current))
 

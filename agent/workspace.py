@@ -7,6 +7,7 @@ can configure to run - hooks, filters, fsmonitor, textconv, signing programs - r
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -52,7 +53,7 @@ def open_repository(path: Path) -> git.Repo:
     if not path.is_dir():
         raise Failure(f"there is no folder {path}")
     try:
-        repo = git.Repo(path, search_parent_directories=True)
+        repo = git.Repo(path, search_parent_directories=True, expand_vars=False)
     except (git.InvalidGitRepositoryError, git.NoSuchPathError):
         raise Failure(f"{path} is not in a git repository: `git init`, commit train.py, and start again") from None
     if repo.bare:
@@ -93,7 +94,7 @@ def blobs(repo: git.Repo, commit: str, folder: Path) -> Iterator[tuple[Blob, Pat
         elif isinstance(item, git.Submodule):
             place = Path(str(repo.working_dir), str(item.path))
             try:
-                with git.Repo(place) as inner:
+                with git.Repo(place, expand_vars=False) as inner:
                     inner.git.update_environment(**git_environment())
                     yield from blobs(inner, item.hexsha, folder / str(item.path))
             except (git.InvalidGitRepositoryError, git.NoSuchPathError, git.BadName, ValueError):
@@ -121,8 +122,14 @@ class Workspace:
 
     def prepare_home(self) -> None:
         """Make .research/, which ignores itself, so that `git status` stays as the person left it."""
-        self.home.parent.mkdir(mode=0o700, exist_ok=True)  # prompts and logs are nobody else's
-        self.home.mkdir(exist_ok=True)
+        try:
+            self.home.parent.mkdir(mode=0o700, exist_ok=True)  # prompts and logs are nobody else's
+            self.home.mkdir(exist_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            where = f"{self.home.parent} can't be written ({error.strerror})"
+            raise Failure(f"{where}: clone the repository to where you may write, and start there") from None
         if not (ignore := self.home.parent / ".gitignore").exists():  # a full disk must not stand in the way
             ignore.write_text("*\n")
 
@@ -133,8 +140,15 @@ class Workspace:
     def check(self, commit: str, paths: Sequence[str]) -> None:
         """Every path must be a plain file of the commit. Raises Failure."""
         for path in paths:
+            if (self.root / path).is_symlink():
+                raise Failure(f"{path} is a link: name the file that it leads to in program.md")
             if self._blob(commit, path) is None:
                 raise Failure(f"{path} is not a committed file of this repository: commit it, or correct program.md")
+
+    @property
+    def uses_lfs(self) -> bool:
+        """Whether files of this commit lie in Git LFS: then the commit itself has only pointers to them."""
+        return b"filter=lfs" in (self.read_bytes(self.head, ".gitattributes") or b"")
 
     def uncommitted(self, paths: Sequence[str]) -> list[str]:
         """Those of the paths whose text on disk is not what HEAD has; the loop does not see such changes."""
@@ -173,7 +187,8 @@ class Workspace:
 
         Symlinks that stay inside the tree are made; others are left out. Submodules are written as they are committed.
         """
-        with git.Repo(self.top) as repo:  # its own git process: several trials may be exported at once
+        # with a git process of its own, since several trials may be exported at once
+        with git.Repo(self.top, expand_vars=False) as repo:
             repo.git.update_environment(**git_environment())
             for blob, place in blobs(repo, commit, folder):
                 write_blob(blob, place)

@@ -149,7 +149,7 @@ def test_without_an_evaluation_the_log_is_read_by_pattern(lab):
         (HEAD + "x = bytearray(1 << 60)", "crash", "out of memory: MemoryError"),
         (HEAD + "step(3, float('nan'), 10); time.sleep(600)", "crash", "the training loss is nan at step 3"),
         (GOOD + "(output / 'model').write_text('nan')", "crash", "val_bpb is nan"),
-        (GOOD + "(output / 'model').write_text('x')", "crash", "no val_bpb in the output"),
+        (GOOD + "(output / 'model').write_text('x')", "crash", "there is no val_bpb in the output"),
         (HEAD, "crash", "evaluation: FileNotFoundError"),
         (GOOD + "(output / 'model').write_text('cheat')", "violation", "it saw the future"),
         (GOOD + "open('prepare.py', 'a').write('#')", "violation", "prepare.py is protected"),

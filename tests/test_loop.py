@@ -93,9 +93,7 @@ STORY = [
     block("WIDTH = 8", "WIDTH = [][0]"),  # a slip: the traceback goes back
     block("WIDTH = 8", "WIDTH = [][1]"),  # again
     block("WIDTH = 8", "WIDTH = [][2]", "Lists are wide."),  # crash
-    block(
-        'print("loss:", (RATE - 0.1) ** 2 + 1 / WIDTH)', 'print("loss:", float("nan"))', "No number is small."
-    ),  # NaN
+    block("RATE = 0.3", 'RATE = float("nan")', "No number is small."),  # NaN
     block("PAUSE = 0.0", "PAUSE = 1000.0", "Patience pays."),  # hang
     block("WIDTH = 8", "WIDTH = 16", "Wider is better."),  # keep
 ]

@@ -307,7 +307,7 @@ def test_the_metric_is_the_last_one_and_never_nothing():
     loss, accuracy = Metric(name="val_bpb"), Metric(name="accuracy", pattern=r"accuracy=([\d.]+|nan)%?")
     assert find_metric(loss, "val_bpb: 2.0\nstep 1 val_bpb: 9\nval_bpb: 1.25\nend") == 1.25
     assert find_metric(accuracy, "accuracy=0.5 accuracy=0.75") == 0.75
-    with pytest.raises(ValueError, match="no val_bpb in the output: looked for a line `val_bpb: <number>`"):
+    with pytest.raises(ValueError, match="there is no val_bpb in the output: looked for a line `val_bpb: <number>`"):
         find_metric(loss, "xval_bpb: 2.0")
     with pytest.raises(ValueError, match="val_bpb is nan"):
         find_metric(loss, "val_bpb: 1.0\nval_bpb: nan")

@@ -202,7 +202,7 @@ def test_a_submodule_is_brought_into_the_tree_or_asked_for(tmp_path: Path):
 )  # fmt: skip
 def test_what_the_unchanged_program_misses_is_said_in_one_line(tmp_path: Path, train: str, front: str, says: str):
     files = {
-        "train.py": f"RATE = 0.5\n{train}\nprint('loss: 1')\n",
+        "train.py": f"RATE = 0.5\n{train}\nprint('loss:', RATE)\n",
         "score.py": "print('loss: 1')\n",
         ".gitignore": "data.csv\nhelper.py\n",
         "program.md": f"{FRONT}{front}---\n{PROSE}",
@@ -213,7 +213,7 @@ def test_what_the_unchanged_program_misses_is_said_in_one_line(tmp_path: Path, t
     assert says in refused(project)
     if "data.csv" in says:  # and what it says is enough
         (project / "program.md").write_text(f"{FRONT}data: [data.csv]\n---\n{PROSE}")
-        replies = write_replies(tmp_path / "replies", block("print('loss: 1')", "print('loss: 0.5')"))
+        replies = write_replies(tmp_path / "replies", block("RATE = 0.5", "RATE = 0.3"))
         night(project, "--replay", str(replies), "--experiments", "1")
         assert kinds(project) == ["baseline", "keep"]
 

@@ -76,7 +76,7 @@ def test_a_symlink_is_neither_editable_nor_edited(repository: Path):
     git(repository, "commit", "--quiet", "--message", "link")
     workspace = Workspace(repository, "night")
     workspace.prepare_home()
-    with pytest.raises(Failure, match="link.py is not a committed file"):
+    with pytest.raises(Failure, match="link.py is a link: name the file"):
         workspace.check(workspace.head, ["link.py"])
     with pytest.raises(EditError, match="not a plain file"):
         workspace.commit_files(workspace.head, {"link.py": "x = 1\n"}, "m", 1e9)

@@ -46,6 +46,7 @@ from agent.observers.backup import Backup
 from agent.observers.follow import Follower, Observer
 from agent.observers.notify import Notify, notifier
 from agent.observers.push import Push
+from agent.observers.summary import OPEN_DOOR
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
@@ -253,6 +254,10 @@ def introduce(
     python = said(find_environment(workspace.root, workspace.top, program.python), workspace.root)
     translated = f"; `{program.run}` is run by it, without its manager" if is_translated(program.run) else ""
     say(f"trials use {python}{translated}")
+    if workspace.uses_lfs:
+        say("files in Git LFS are only pointers in a trial: list those that training reads under data:")
+    if program.evaluate is None:
+        say(OPEN_DOOR)
     for path in workspace.uncommitted([*program.edit, *program.protect]):
         say(f"{path} has uncommitted changes: the night works on the committed version")
 

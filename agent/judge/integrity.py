@@ -76,12 +76,15 @@ def check_edit(before: Mapping[str, str], after: Mapping[str, str], program: Pro
                 return f"{path}: `{code}` {WORDS.get(rule, rule)}"
         seeded = any(rule in ("seed", "seeded") for rule, _ in new)
         for rule, code in old - new:
+            if rule == "metric":
+                return f"{path}: the edit takes away `{code}`, which prints the metric: leave it in place"
             if rule in ("seed", "seeded") and not seeded or rule == "protected call" and (rule, code) not in new:
                 return f"{path}: the edit takes away `{code}`, which the harness needs: leave it in place"
     return None
 
 
 WORDS = {
+    "metric": "touches what prints the metric; change what is measured, and leave the measuring as it is",
     "seed": "sets a seed; the harness gives it (RESEARCH_SEED): use that one as it is, or none",
     "harness": "touches the harness's settings; leave them as they are",
     "protected call": "calls what a protected file gives in a new way; leave these calls as they are",
@@ -98,6 +101,8 @@ class _Reader:
 
     def __init__(self, tree: ast.Module, program: Program):
         self.tree, self.holdout = tree, program.holdout
+        name = re.escape(program.metric.name)
+        self.printed = None if program.evaluate else re.compile(rf"(?i)(?<!\w){name}\s*[:=]")
         self.protected = {PurePosixPath(name).stem for name in program.protect}  # as modules
         self.names: dict[str, str] = {}  # what an imported name stands for
         self.parent: dict[ast.AST, ast.AST] = {}
@@ -122,10 +127,18 @@ class _Reader:
     def read(self) -> Iterator[tuple[str, str]]:
         for node in ast.walk(self.tree):
             for rule in self.rules(node):
-                shown = ast.unparse(self.parent[node] if rule == "environment" else node)
+                shown = ast.unparse(self.around(node, rule))
                 yield rule, shown if len(shown) < 200 else shown[:200] + "..."
             if isinstance(node, ast.Call) and (self.is_protected(node.func) or self.root(node.func) in self.made):
                 yield "protected call", self.protected_call(node)
+
+    def around(self, node: ast.AST, rule: str) -> ast.AST:
+        """What is shown for a finding at this node."""
+        if rule == "environment":
+            return self.parent[node]
+        while rule == "metric" and not isinstance(node, ast.stmt):
+            node = self.parent[node]
+        return node
 
     def protected_call(self, node: ast.Call) -> str:
         """The call, with `...` for arguments that are the script's own business: those that name no such object.
@@ -167,6 +180,8 @@ class _Reader:
             case ast.Call():
                 yield from self.called(node)
             case ast.Constant(value=str(text)):
+                if self.printed and self.printed.search(text):
+                    yield "metric"
                 if text.startswith("RESEARCH_") and text not in OURS:
                     yield "harness"
                 elif PLACE.search(text) or any(name in text for name in self.holdout):

@@ -95,9 +95,17 @@ def summary(
     return table
 
 
+OPEN_DOOR = (
+    "program.md has no `evaluate`, so the code that is edited prints its own metric: an edit can make the number "
+    "better and the model not. Read the diff of what is kept, or write an `evaluate` command"
+)
+
+
 def notes_of(night: Night) -> list[str]:
     """What a person should know of the night as a whole."""
     notes = [text for _, text in night.notes[-5:]]
+    if night.rules and not night.rules.evaluates:
+        notes.insert(0, OPEN_DOOR)
     if night.sandbox == "none":
         notes.insert(0, "this night ran WITHOUT A SANDBOX: model-written code had all your rights")
     elif night.weaker:

@@ -32,6 +32,9 @@ def find_environment(project: Path, repository: Path, named: str | None) -> Inte
             raise Failure(f"python: {named} in program.md is no interpreter: name bin/python of an environment, or it")
         return examined(python, repository)
     for python in candidates(project, repository):
+        if python.is_symlink() and not python.exists():
+            raise Failure(f"{python} leads nowhere, as after an update of Python: make its environment again, or name "
+                          "another one as python: in program.md")
         if os.access(python, os.X_OK):
             if python.parent.parent.resolve() == Path(sys.prefix).resolve():
                 return None

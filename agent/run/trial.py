@@ -34,7 +34,7 @@ from agent.run.feed import READY, Feed
 from agent.run.leftovers import remove
 from agent.run.log import Log
 from agent.run.process import Cancel, Ended, Limit, run_process
-from agent.run.progress import Progress, explain_exit, find_metric
+from agent.run.progress import NO_METRIC, Progress, explain_exit, find_metric
 from agent.run.rooms import make_room
 from agent.run.sandbox import Room, Sandbox
 from agent.run.task import Task
@@ -108,8 +108,10 @@ def measure(job: Job) -> dict[str, Any]:
         try:
             metric = find_metric(task.metric, text)
         except ValueError as error:
+            job.found["certain"] = str(error).startswith(NO_METRIC)
             raise Bad("crash", str(error)) from None
         if missing := unreported(job):
+            job.found["certain"] = True
             raise Bad("crash", missing)
         job.found.update(outcome="ok", metric=metric)
     except Bad as bad:
