@@ -12,7 +12,7 @@ from pathlib import Path
 import git
 
 from agent.errors import Failure
-from agent.ledger import Ledger, copy, damage, damaged, lock
+from agent.ledger import Damaged, Ledger, copy, damage, is_old, lock
 from agent.run.leftovers import clear
 from agent.storage import Reserve
 
@@ -72,14 +72,26 @@ def free_reserves(home: Path) -> None:
                 held.release()
 
 
+def unreadable(path: Path) -> str:
+    """Why what a whole file says is no journal of a night; "" where it is one."""
+    if is_old(path):
+        return ""
+    with contextlib.closing(Ledger(path.parent, readonly=True, name=path.name)) as ledger:
+        try:
+            ledger.night()
+        except Damaged as failure:
+            return failure.why
+    return ""
+
+
 def restore(path: Path, backup: Path) -> str:
     """Where the ledger is not whole: its copy put back, and what to tell the person of it. The caller holds the lock.
     Raises Failure where there is no whole copy of what is damaged; a ledger that is only missing is a new night."""
-    why = damage(path)
+    why = damage(path) or unreadable(path)
     if not why or (not backup.exists() and why in ("it is missing", "it is empty")):
         return ""
-    if not backup.exists() or damage(backup):
-        raise damaged(path, why)
+    if not backup.exists() or damage(backup) or unreadable(backup):
+        raise Damaged(path, why)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for name in (path.name, f"{path.name}-wal", f"{path.name}-shm", f"{path.name}-journal"):
         if (old := path.with_name(name)).exists():

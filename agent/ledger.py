@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from agent.errors import Failure
 from agent.events import KINDS, Event
-from agent.night import Night
+from agent.night import Night, OutOfOrder
 from agent.storage import Reserve, disk_full, is_full, journal_mode
 
 BUSY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL
@@ -61,12 +61,12 @@ def decode(version: int, kind: str, text: str) -> Event:
 class Ledger:
     """Opens `home/ledger.db`, making it where it is missing; `readonly` for reports and observers.
 
-    `held`: the lock of the night, where the caller has it already. Raises Failure where another process has it, where
-    there is nothing to read, or where the night was written by a version before 0.2.
+    `held`: the lock of the night, where the caller has it already; `name`: of the file, for a copy. Raises Failure
+    where another process has it, where there is nothing to read, or where the night was written before version 0.2.
     """
 
-    def __init__(self, home: Path, readonly: bool = False, held: FileLock | None = None):
-        self.path, self.lock = home / "ledger.db", held
+    def __init__(self, home: Path, readonly: bool = False, held: FileLock | None = None, name: str = "ledger.db"):
+        self.path, self.lock = home / name, held
         if readonly:
             if not self.path.exists():
                 raise Failure(f"there is no night at {home}: start one with `python -m agent.loop`")
@@ -85,7 +85,7 @@ class Ledger:
             self.close()
             if isinstance(error, sqlite3.OperationalError):
                 raise
-            raise damaged(self.path, str(error)) from None
+            raise Damaged(self.path, str(error)) from None
         except Failure:
             self.close()
             raise
@@ -124,7 +124,7 @@ class Ledger:
         if (waiting := self.waiting.get(key)) is None:
             row = self.db.execute("SELECT text FROM texts WHERE hash = ?", (key,)).fetchone()
             if row is None:
-                raise damaged(self.path, f"the text {key} is missing")
+                raise Damaged(self.path, f"the text {key} is missing")
             waiting = row[0]
         return zlib.decompress(waiting).decode("utf-8", "surrogatepass")
 
@@ -166,13 +166,23 @@ class Ledger:
         try:
             return decode(version, kind, text)
         except (ValueError, KeyError) as error:
-            raise damaged(self.path, f"event {number}: {str(error).partition(chr(10))[0]}") from None
+            raise Damaged(self.path, f"event {number}: {str(error).partition(chr(10))[0]}") from None
+
+    def nights(self) -> Iterator[tuple[Event, Night]]:
+        """Each event, and the night with it. Raises Damaged where events are missing."""
+        night = Night()
+        for number, event in self.events():
+            try:
+                night = night.after(event)
+            except OutOfOrder as error:
+                raise Damaged(self.path, f"event {number}: {error}") from None
+            yield event, night
 
     def night(self) -> Night:
         """The sum of all events."""
         night = Night()
-        for _, event in self.events():
-            night = night.after(event)
+        for _, night in self.nights():  # noqa: B007
+            pass
         return night
 
 
@@ -218,7 +228,7 @@ def is_old(path: Path) -> bool:
     except sqlite3.DatabaseError as error:
         if isinstance(error, sqlite3.OperationalError):
             raise
-        raise damaged(path, str(error)) from None
+        raise Damaged(path, str(error)) from None
 
 
 def has_tables(path: Path) -> bool:
@@ -257,7 +267,11 @@ def backup(source: sqlite3.Connection, to: Path) -> None:
     os.replace(aside, to)
 
 
-def damaged(path: Path, why: str) -> Failure:
-    return Failure(
-        f"{path} is damaged ({why}): put a copy of it back, or move {path.parent} away and choose another --tag"
-    )
+class Damaged(Failure):
+    """A journal that is not whole, and why."""
+
+    def __init__(self, path: Path, why: str):
+        self.why = why
+        super().__init__(
+            f"{path} is damaged ({why}): put a copy of it back, or move {path.parent} away and choose another --tag"
+        )

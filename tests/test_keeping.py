@@ -105,6 +105,25 @@ def test_git_clean_and_the_same_command_lose_nothing(project: Path):
     assert len(Ledger(project / ".research" / "night", readonly=True).night().order) == 3
 
 
+def test_a_journal_with_an_event_missing_is_put_back_and_one_of_a_newer_version_is_left_alone(project: Path):
+    path = project / ".research" / "night" / "ledger.db"
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("DELETE FROM journal WHERE kind = 'Committed' AND number = (SELECT min(number) FROM journal "
+                   "WHERE kind = 'Committed')")  # fmt: skip
+    assert "experiment 1 is proposed, not trials" in (said := again(project)) and "is put back" in said
+    with contextlib.closing(sqlite3.connect(path)) as db, db:
+        db.execute("UPDATE journal SET version = 99 WHERE number = 3")
+    before = path.read_bytes()
+    assert "error: this night was written by a newer version of this program: use that one" in again(project, expect=2)
+    assert path.read_bytes() == before
+    path.write_bytes(before[:9000])  # and what only reads says it in a line
+    for view in ("report", "status"):
+        ran = subprocess.run(
+            [sys.executable, "-m", "agent", view, "--repo", str(project)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert ran.returncode == 2 and "is damaged" in ran.stderr and "Traceback" not in ran.stderr, ran.stderr
+
+
 @pytest.mark.parametrize("width", [4, 2])  # the same change again, which ends the night; another one, which is trained
 def test_git_clean_in_mid_night_is_said_and_loses_nothing_that_was_paid_for(project: Path, tmp_path: Path, width: int):
     """The command that proposes does it, as a person would at that moment."""

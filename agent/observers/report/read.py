@@ -20,8 +20,7 @@ def told_of(home: Path) -> Told | None:
         return Told(home.name, program, experiments, ended="a night of version 0.1", look=notes[-5:])
     ledger = Ledger(home, readonly=True)
     night, history, times = Night(), History(ledger.text), Times()
-    for _, event in ledger.events():
-        night = night.after(event)
+    for event, night in ledger.nights():  # noqa: B007 (the last one counts)
         times.see(event)
     if not night.program:
         return None
