@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -312,6 +313,22 @@ def test_each_keep_is_pushed_and_a_remote_that_fails_is_nothing_to_the_night(pro
     )  # fmt: skip
     with sqlite3.connect(tmp_path / "copy.db") as db:
         assert db.execute("SELECT count(*) FROM journal WHERE kind = 'Published'").fetchone()[0] >= 4
+
+
+def test_a_remote_that_never_answers_leaves_no_process(project: Path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        home = project / ".research" / "night"
+        push = f"from agent.observers.push import Push; from pathlib import Path; import os, threading, time; " \
+               f"p = Push(Path({str(home)!r}), Path({str(project)!r}), {url!r}, print); " \
+               f"threading.Thread(target=p.attempt, daemon=True).start(); input()"  # fmt: skip
+        process = subprocess.Popen([sys.executable, "-c", push], cwd=ROOT, stdin=subprocess.PIPE)
+        asked = silent.accept()[0]
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert any("remote" in " ".join(child.cmdline()) for child in children)
+        process.communicate(b"\n")
+        assert not psutil.wait_procs(children, timeout=20)[1]
+        asked.close()
 
 
 def test_a_branch_of_another_night_on_the_remote_is_not_moved(project: Path, tmp_path: Path):

@@ -43,9 +43,9 @@ from agent.limits import GO_ON
 from agent.loop import Loop
 from agent.night import Night
 from agent.observers.backup import Backup
-from agent.observers.follow import Follower, Observer
+from agent.observers.follow import Follower, Observer, say_goodbye
 from agent.observers.notify import Notify, notifier
-from agent.observers.push import Push
+from agent.observers.push import Push, end_all
 from agent.observers.summary import OPEN_DOOR
 from agent.observers.terminal import Terminal
 from agent.observers.tsv import Results, cell
@@ -141,6 +141,7 @@ class Parts:
         """Leave no process behind, whatever becomes of its work."""
         self.executor.close(now=True)
         self.loop.actions.caller.close()
+        end_all()
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
@@ -153,8 +154,7 @@ class Parts:
             return self.loop.run()
         finally:
             self.loop.actions.caller.close()
-            for follower in followers:
-                follower.end()
+            say_goodbye(followers, self.loop.night.stopping)
 
 
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +19,7 @@ from agent.state import Experiment, replace
 
 RECENT = 50  # experiments that an observer finds whole in its night; older ones only where they were kept
 TICK = 0.5  # seconds between two looks where nobody says that there is news
-GOODBYE = 10.0  # seconds that the end of a night waits for an observer
+GOODBYE, SHORT_GOODBYE = 10.0, 1.0  # seconds that the end of a night waits for observers; where a person stops it
 
 
 class Observer(Protocol):
@@ -94,8 +96,16 @@ class Follower(threading.Thread):
             self.observer.close()
             ledger.close()
 
-    def end(self) -> None:
-        """Let it see all that is there, but don't wait for ever."""
+    def leave(self) -> None:
+        """Let it see all that is there, and then end."""
         self.leaving.set()
         self.news.set()
-        self.join(GOODBYE)
+
+
+def say_goodbye(followers: Sequence[Follower], stopping: bool) -> None:
+    """Wait for all of them, but not for ever: one that hangs dies with this process."""
+    until = time.monotonic() + (SHORT_GOODBYE if stopping else GOODBYE)
+    for follower in followers:
+        follower.leave()
+    for follower in followers:
+        follower.join(max(0.0, until - time.monotonic()))

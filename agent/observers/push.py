@@ -7,7 +7,10 @@ and tried again later, less and less often; whatever happens there is nothing to
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +28,24 @@ from agent.workspace import git_environment
 
 SECONDS = 120.0  # for one command of git
 FIRST_PAUSE, LONGEST_PAUSE = 30.0, 900.0  # after a push that failed; each further one is twice as long
+
+
+RUNNING: set[subprocess.Popen[str]] = set()
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """With what it has started, like git-remote-http and ssh."""
+    if process in RUNNING:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        RUNNING.discard(process)
+
+
+@atexit.register
+def end_all() -> None:
+    """Nothing that hangs outlives this program."""
+    for process in list(RUNNING):
+        end(process)
 
 
 class Refused(Exception):
@@ -91,11 +112,16 @@ class Push:
         settings = ["-c", "protocol.allow=user"]
         command = [sys.executable, "-ISc", START, str(os.getpid()), "git", *settings, *arguments]
         ssh = os.environ.get("GIT_SSH_COMMAND", "ssh") + " -o BatchMode=yes"
-        ran = subprocess.run(
-            command, cwd=self.root, input=said, capture_output=True, text=True, timeout=SECONDS,
+        process = subprocess.Popen(
+            command, cwd=self.root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env={**os.environ, **git_environment(), "GIT_SSH_COMMAND": ssh}, start_new_session=True,
         )  # fmt: skip
-        if ran.returncode:
-            lines = [line for line in ran.stderr.splitlines() if line.strip()]
+        RUNNING.add(process)
+        try:
+            answer, errors = process.communicate(said, timeout=SECONDS)
+        finally:
+            end(process)
+        if process.returncode:
+            lines = [line for line in errors.splitlines() if line.strip()]
             raise Refused(next((x for x in lines if x.startswith(("fatal:", "error:", "!"))), (lines or ["?"])[-1]))
-        return ran.stdout.strip()
+        return answer.strip()
