@@ -26,6 +26,7 @@ from agent.storage import Reserve, disk_full, is_full, journal_mode
 
 BUSY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL
 PATIENCE = 0.25  # seconds that one try waits for a lock: signals are heard in between
+CACHE_KIB = 256  # of each connection
 VERSION = 1
 """Of the events in the journal. A change that makes old ones unreadable counts it up and adds an upgrade."""
 SCHEMA = """
@@ -187,10 +188,11 @@ class Ledger:
 
 
 def connect(path: Path, readonly: bool) -> sqlite3.Connection:
-    if readonly:
-        uri = f"{path.absolute().as_uri()}?mode=ro"
-        return sqlite3.connect(uri, uri=True, check_same_thread=False, timeout=PATIENCE)
-    return sqlite3.connect(path, isolation_level=None, timeout=PATIENCE)
+    """A connection with a small cache: each observer has one, and what is read is read once."""
+    where = f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rwc'}"
+    db = sqlite3.connect(where, uri=True, timeout=PATIENCE, isolation_level=None, check_same_thread=not readonly)
+    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    return db
 
 
 def execute(db: sqlite3.Connection, statement: str, values: tuple[Any, ...] = ()) -> sqlite3.Cursor:
