@@ -40,7 +40,8 @@ LINES = 400  # that each trial prints: more than what a trimmed log holds
 TRAIN = """RATE = {rate}
 for step in range({lines}):
     print(f"step {{step}} | loss 1.0 | the rate is {{RATE}}")
-print("loss:", {loss})
+LOSS = {loss}
+print("loss:", LOSS)
 """
 
 
