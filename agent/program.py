@@ -291,6 +291,9 @@ def _merge(front: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any
     contract = dict(front)
     if isinstance(contract.get("metric"), str):
         contract["metric"] = {"name": contract["metric"]}
+    metric = contract.get("metric")
+    if isinstance(metric, Mapping) and overrides.get("metric.name", metric.get("name")) != metric.get("name"):
+        contract["metric"] = {}  # what the file says is of another metric: its direction, its target, its pattern
     for key, value in overrides.items():
         outer, _, inner = key.partition(".")
         if not inner:

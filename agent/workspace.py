@@ -58,9 +58,18 @@ def open_repository(path: Path) -> git.Repo:
         raise Failure(f"{path} is not in a git repository: `git init`, commit train.py, and start again") from None
     if repo.bare:
         raise Failure(f"{path} is a bare repository: clone it and start there, since program.md is read from files")
-    if not repo.head.is_valid():
-        raise Failure(f"{path} has no commit yet: commit train.py, and start again")
     repo.git.update_environment(**git_environment())
+    try:
+        repo.git.rev_parse("--verify", "--quiet", "HEAD^{commit}")
+    except git.GitCommandError as error:
+        said = str(error.stderr).strip().strip("'").removeprefix("stderr: ").strip(" '\n")
+        if "dubious ownership" in said:
+            why, how = "belongs to another user, so git does not trust it", "git config --global --add safe.directory"
+            raise Failure(f"{path} {why}: {how} {repo.working_dir}") from None
+        raise Failure(f"{path}: git says: {said}" if said else f"{path} has no commit yet: commit train.py, and start "
+                      "again") from None
+    if not repo.head.is_valid():
+        raise Failure(f"{path} has object names of a kind that is not read here (sha256): clone it into one with sha1")
     return repo
 
 

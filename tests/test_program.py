@@ -73,6 +73,14 @@ def test_what_is_wrong_is_said_in_one_line(front: str, says: str):
     assert "\n" not in str(caught.value)
 
 
+def test_a_flag_that_names_another_metric_takes_over_nothing_of_the_one_in_the_file():
+    text = f"---\nmetric: {{name: loss, direction: minimize, target: 0.1}}\nbudget: 20s\n---\n{PROSE}"
+    assert parse_program(text, {"metric.name": "loss"}).metric.target == 0.1
+    assert parse_program(text, {"metric.name": "val_loss"}).metric.target is None
+    with pytest.raises(ProgramError, match="is more accuracy better"):
+        parse_program(text, {"metric.name": "accuracy"})
+
+
 def test_an_editor_of_windows_may_have_written_it(tmp_path: Path):
     path = tmp_path / "program.md"
     path.write_text(f"---\n{GOOD}---\n{PROSE}", encoding="utf-8-sig")

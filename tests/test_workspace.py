@@ -82,6 +82,25 @@ def test_a_symlink_is_neither_editable_nor_edited(repository: Path):
         workspace.commit_files(workspace.head, {"link.py": "x = 1\n"}, "m", 1e9)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to another user")
+def test_a_repository_of_another_user_is_refused_with_what_to_do(repository: Path, monkeypatch: pytest.MonkeyPatch):
+    for path in (repository, *repository.rglob("*")):
+        os.lchown(path, 1234, 1234)
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    with pytest.raises(Failure, match="belongs to another user.*safe.directory"):
+        Workspace(repository, "night")
+
+
+def test_a_repository_of_sha256_is_refused_with_what_to_do(tmp_path: Path):
+    git(tmp_path, "init", "--quiet", "--object-format=sha256")
+    git(tmp_path, "commit", "--quiet", "--allow-empty", "--message", "Start")
+    with pytest.raises(Failure, match="sha1"):
+        Workspace(tmp_path, "night")
+    git(tmp_path, "init", "--quiet", "empty")
+    with pytest.raises(Failure, match="no commit yet"):
+        Workspace(tmp_path / "empty", "night")
+
+
 def test_nothing_that_the_repository_configures_runs(repository: Path):
     witness = repository / "witness"
     trap = repository / "trap.sh"

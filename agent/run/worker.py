@@ -87,7 +87,8 @@ def check_machine(job: trial.Job) -> None:
     """Raises MachineFault where a trial should not begin: the disk is full, or others took the GPU's memory."""
     free = shutil.disk_usage(job.task.home).free
     if free < RESERVE_BYTES:
-        raise MachineFault(f"the disk of {job.task.home} is full ({free >> 20} MiB free): make room")
+        wanted = f"{free >> 20} MiB are free, and a trial needs {RESERVE_BYTES >> 20}"
+        raise MachineFault(f"the disk of {job.task.home} is nearly full ({wanted}): make room")
     if card := job.task.card:
         from agent.run.gpu import gpu_of
 
