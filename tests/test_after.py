@@ -1,0 +1,161 @@
+"""After a night: one experiment shown, the kept commits as a clean branch, tables for other tools, nights compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, git, make_repository
+from test_cli import agent
+from test_loop import PROGRAM, TRAIN, block, night, write_replies
+
+HOSTILE = "[red]Wide\x1b[2J\x07 layers[/] see more."
+REPLIES = (
+    block("RATE = 0.5", "RATE = 0.3", "A lower rate lands nearer."),  # keep
+    block("RATE = 0.3", "RATE = 0.9", "A higher rate travels further."),  # discard
+    block("WIDTH = 8", "WIDTH = 16", HOSTILE),  # keep
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A night that is over, with two keeps and an audit."""
+    folder = tmp_path_factory.mktemp("after")
+    project = make_repository(folder / "project", {"train.py": TRAIN, "prepare.py": "", "program.md": PROGRAM})
+    night(project, "--replay", str(write_replies(folder / "replies", *REPLIES)), "--experiments", "3")
+    return project
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it, for what changes something."""
+    return Path(shutil.copytree(finished, tmp_path / "project", symlinks=True))
+
+
+def show(project: Path, *arguments: str, expect: int = 0) -> str:
+    return agent("show", *arguments, "--repo", str(project), expect=expect)
+
+
+def test_an_experiment_is_shown_with_its_evidence_and_what_a_model_wrote_is_text(finished: Path):
+    said = show(finished, "3")
+    assert "#3 keep" in said and "[red]Wide" in said and "layers[/] see more." in said
+    assert "\x1b" not in said and "\x07" not in said
+    for part in ("0.1025, of one trial", "#1 (", "refs/experiments/night/3", "replay", "-WIDTH = 8", "+WIDTH = 16",
+                 "% interval", "$0.0000"):  # fmt: skip
+        assert part in said, said
+    assert show(finished, "3", "--diff").startswith("--- train.py\n+++ train.py\n")
+    assert "step 2 loss" in show(finished, "3", "--log")
+    assert "see more" in show(finished, "3", "--reply") and "Hypothesis:" not in show(finished, "3", "--prompt")[:20]
+    told = json.loads(show(finished, "2", "--json"))
+    assert told["verdict"] == "discard" and told["runs"][0]["value"] == pytest.approx(0.765)
+    assert "+RATE = 0.9" in told["diff"] and "RATE = 0.3" in told["talk"][0]["prompt"]
+    assert show(finished, "7", expect=2) == "error: there is no experiment 7 in night: it has 0 to 3\n"
+    assert show(finished, "0", "--reply", expect=2) == "error: experiment 0 has no reply\n"
+
+
+def test_a_branch_of_the_kept_commits_needs_an_audit_and_leaves_the_checkout_alone(project: Path):
+    (project / "train.py").write_text("# in the middle of something\n")
+    (project / "new.py").write_text("")
+    git(project, "add", "new.py")
+    before = git(project, "status", "--porcelain", "--branch")
+    refused = agent("finalize", "--repo", str(project), expect=2)
+    assert "its gain was never measured again" in refused and "--unaudited" in refused and refused.count("\n") == 1
+    agent("audit", "--repo", str(project), "--pairs", "2")
+    said = agent("finalize", "--repo", str(project))
+    assert "overnight/night: 2 commits on" in said and "audited: better by 0.1825" in said
+    assert git(project, "diff", "research/night", "overnight/night") == ""
+    story = git(project, "log", "--reverse", "--format=%B", "main..overnight/night")
+    for part in ("A lower rate lands nearer.", "Night: night", "Metric-After: loss 0.165", "Metric-After: loss 0.1025",
+                 "Interval:", "Measured-As: "):  # fmt: skip
+        assert part in story, story
+    assert "already" in agent("finalize", "--repo", str(project), expect=2)
+    agent("finalize", "--repo", str(project), "--branch", "one", "--squash")
+    assert git(project, "rev-list", "--count", "main..one") == "1"
+    one = git(project, "log", "-1", "--format=%B", "one")
+    assert one.startswith("loss 0.285 -> 0.1025 in the night night\n") and "- #1 A lower rate" in one
+    assert "Audit: 0.1825" in one or "Audit: " in one and "fresh seeds" in one
+    assert git(project, "diff", "one", "overnight/night") == ""
+    assert git(project, "status", "--porcelain", "--branch") == before
+
+
+def test_an_audit_that_finds_no_gain_or_is_of_another_chain_is_no_confirmation(project: Path):
+    agent("audit", "--repo", str(project), "--pairs", "2")
+    path = project / ".research" / "night" / "audit.json"
+    found = json.loads(path.read_text())
+    for changed, says in (
+        ({"gain": {"effect": 0.01, "interval": [-0.2, 0.22]}}, "the audit did not confirm its gain (0.01, 95%"),
+        ({"final": "0" * 40}, "its last audit was of other kept commits"),
+    ):
+        path.write_text(json.dumps(found | changed))
+        assert says in agent("finalize", "--repo", str(project), expect=2)
+    said = agent("finalize", "--repo", str(project), "--unaudited")
+    assert "not audited: its last audit was of other kept commits" in said
+
+
+def test_a_branch_that_moved_on_is_merged_or_the_conflict_is_said(project: Path):
+    def commit(search: str, replace: str) -> None:
+        text = (project / "train.py").read_text()
+        (project / "train.py").write_text(text.replace(search, replace))
+        git(project, "commit", "--quiet", "--all", "--message", "Moved on")
+
+    finalize = ("finalize", "--repo", str(project), "--unaudited")
+    start = git(project, "rev-parse", "HEAD")
+    commit('print("loss:"', 'print("done")\nprint("loss:"')
+    said = agent(*finalize, "--branch", "merged")
+    assert "the two together were never measured" in said
+    text = git(project, "show", "merged:train.py")
+    assert 'print("done")' in text and "RATE = 0.3" in text and "WIDTH = 16" in text
+    commit("RATE = 0.5", "RATE = 0.4")
+    said = agent(*finalize, "--branch", "no", expect=2)
+    assert "#1 (A lower rate lands nearer.) does not apply to HEAD" in said and f"--onto {start[:12]}" in said
+    agent(*finalize, "--branch", "old", "--onto", start[:12])
+    assert git(project, "rev-parse", "old~2") == start
+    assert "holds all" in agent(*finalize, "--branch", "no", "--onto", "research/night", expect=2)
+    for flags, says in (
+        (("--branch", "a..b"), "can't name a branch"),
+        (("--branch", "-x"), "can't name a branch"),
+        (("--branch", "research/x"), "choose another --branch"),
+        (("--onto", "nowhere"), "--onto nowhere is no branch or commit"),
+    ):
+        assert says in agent(*finalize, *flags, expect=2)
+    branches = git(project, "branch", "--format=%(refname:short)").split()
+    assert branches == ["main", "merged", "old", "research/night"]
+
+
+def test_tables_for_other_tools(finished: Path, tmp_path: Path):
+    pq = pytest.importorskip("pyarrow.parquet")
+    export = ("export", "--repo", str(finished))
+    lines = [json.loads(line) for line in agent(*export, "--jsonl", "-").splitlines()]
+    assert [row["verdict"] for row in lines] == ["baseline", "keep", "discard", "keep"]
+    assert lines[3]["value"] == pytest.approx(0.1025) and lines[3]["hypothesis"] == HOSTILE
+    trials, parquet = tmp_path / "trials.jsonl", tmp_path / "trials.parquet"
+    agent(*export, "--trials", "--jsonl", str(trials), "--parquet", str(parquet))
+    runs = [json.loads(line) for line in trials.read_text().splitlines()]
+    assert len(runs) >= 4 and len({(run["experiment"], run["trial"]) for run in runs}) == len(runs)
+    assert runs[0]["curve"] and runs[0]["seed"]
+    back = pq.read_table(parquet).to_pylist()
+    assert [(row["value"], row["seed"]) for row in back] == [(run["value"], run["seed"]) for run in runs]
+    assert [(p["share"], p["loss"]) for p in back[0]["curve"]] == [tuple(point) for point in runs[0]["curve"]]
+    agent(*export, "--parquet", str(parquet))
+    assert pq.read_table(parquet).to_pylist()[0]["created"].tzinfo is not None
+    assert "can't be written" in agent(*export, "--jsonl", str(trials / "file"), expect=2)
+    assert agent(*export, expect=2).startswith("error: nothing to write")
+
+
+def test_nights_are_compared_old_and_damaged_ones_too(project: Path):
+    for name in ("old", "broken"):
+        (project / ".research" / name).mkdir()
+    db = sqlite3.connect(project / ".research" / "old" / "ledger.db")
+    db.executescript((ROOT / "tests" / "journals" / "0.1.sql").read_text())
+    db.close()
+    (project / ".research" / "broken" / "ledger.db").write_bytes(b"SQLite format 3\x00" + b"\x07" * 5000)
+    rows = {row["night"]: row for row in json.loads(agent("nights", "--repo", str(project), "--json"))}
+    assert set(rows) == {"night", "old", "broken"}
+    assert (rows["night"]["experiments"], rows["night"]["kept"]) == (3, 2)
+    assert rows["night"]["gain"] == pytest.approx(0.1825) and "as asked" in rows["night"]["ended"]
+    assert rows["old"]["kept"] == 2 and rows["broken"]["ended"]
+    said = agent("nights", "--repo", str(project))
+    assert "night" in said and "0.1825" in said and "a night of version 0.1" in said
