@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +29,8 @@ from agent.ledger import Ledger
 from agent.observers import table
 from agent.observers.report.data import facts
 from agent.observers.report.read import told_of
+from agent.observers.track import parse
+from agent.observers.trackers.sending import Sending, reason_of
 from agent.observers.tsv import cell
 from agent.workspace import Workspace, project_folder
 
@@ -74,11 +78,18 @@ def export(
     jsonl: Annotated[Path | None, typer.Option(help="Write lines of JSON there; - for standard output.")] = None,
     parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file there.")] = None,
     trials: Annotated[bool, typer.Option("--trials", help="A row for each trial, with its curve.")] = False,
+    to: Annotated[
+        list[str] | None, typer.Option(help="Send it to mlflow[:URI], wandb, tensorboard[:FOLDER] or trackio.")
+    ] = None,
 ) -> None:
-    """A night as a table for other tools: a row for each experiment, or for each trial."""
+    """A night as a table for other tools, a row for each experiment or for each trial; or as runs of a tracker."""
+    if not (jsonl or parquet or to):
+        raise Failure("nothing to write: say --jsonl FILE, --parquet FILE or --to mlflow")
+    home, trackers = find_night(repo, tag), [parse(text) for text in to or ()]
+    for name, where in trackers:
+        send(home, name, where)
     if not (jsonl or parquet):
-        raise Failure("nothing to write: say --jsonl FILE or --parquet FILE")
-    home = find_night(repo, tag)
+        return
     told = told_of(home, brief=not trials)
     if told is None:
         raise Failure(f"{home.name} has not begun: there is nothing to write")
@@ -88,6 +99,17 @@ def export(
         write(jsonl, table.json_lines, rows, columns)
     if parquet:
         write(parquet, table.parquet, rows, columns)
+
+
+def send(home: Path, name: str, where: str) -> None:
+    sending = Sending(home, name, where, typer.echo)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # libraries tell of each run
+            count = sending.send()
+    except Exception as error:  # whatever the library raises
+        raise Failure(f"{name} takes nothing: {reason_of(error)}; the same command sends what is missing") from None
+    typer.echo(f"{many(count, 'run')} sent, {len(sending.sent)} in all")
+    typer.echo(sending.tracker.place())
 
 
 def write(

@@ -44,6 +44,8 @@ from agent.observers.follow import Follower, Observer
 from agent.observers.notify import Notify, notifier
 from agent.observers.push import Push
 from agent.observers.terminal import Terminal
+from agent.observers.track import Track
+from agent.observers.track import parse as parse_tracker
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
 from agent.program import Device, Program, load_program
@@ -104,6 +106,8 @@ class Flags:
     """Ask the model's server beforehand whether it is there."""
     slots: int = 1
     push: str | None = None
+    track: Sequence[str] = ()
+    """Experiment trackers, like `mlflow` or `mlflow:URI`."""
     contract: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -147,6 +151,7 @@ class Parts:
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
     root, service, opened = project_folder(repo), notifier(flags.notify), open_repository(repo)
+    trackers = [parse_tracker(text) for text in flags.track]
     brought = bring_back(opened, root / ".research")
     tag = choose_tag(root, flags.tag, today, flags.new, tags_with_refs(opened))
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
@@ -221,6 +226,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         observers.append(Push(workspace.home, root, flags.push, say))
     if service:
         observers.append(Notify(workspace.home, service))
+    observers += [Track(workspace.home, root, name, where, say) for name, where in trackers]
     return Parts(workspace.home, loop, inbox, executor, console, ledger, observers)
 
 
