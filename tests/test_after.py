@@ -12,6 +12,8 @@ from conftest import ROOT, git, make_repository
 from test_cli import agent
 from test_loop import PROGRAM, TRAIN, block, night, write_replies
 
+from agent.ledger import lock
+
 HOSTILE = "[red]Wide\x1b[2J\x07 layers[/] see more."
 REPLIES = (
     block("RATE = 0.5", "RATE = 0.3", "A lower rate lands nearer."),  # keep
@@ -159,3 +161,26 @@ def test_nights_are_compared_old_and_damaged_ones_too(project: Path):
     assert rows["old"]["kept"] == 2 and rows["broken"]["ended"]
     said = agent("nights", "--repo", str(project))
     assert "night" in said and "0.1825" in said and "a night of version 0.1" in said
+
+
+def test_an_experiment_is_measured_again_and_the_night_stays_as_it_is(project: Path):
+    rerun, home = ("rerun", "--repo", str(project)), project / ".research" / "night"
+    before = (home / "ledger.db").read_bytes(), git(project, "for-each-ref")
+    said = agent(*rerun, "2", "--seeds", "2")
+    assert "#2 is better than #1 by -0.6, 95% interval" in said and "(2 fresh seeds): it is worse" in said
+    assert "the night had found -0.6" in said and "discard" in said
+    assert "#2 is better than #3 by" in agent(*rerun, "2", "--incumbent", "--seeds", "2")
+    assert ((home / "ledger.db").read_bytes(), git(project, "for-each-ref")) == before
+    assert not (home / "rerun.jsonl").exists()
+    for flags, says in (
+        (("9",), "there is no experiment 9 with a verdict in this night: it has 0 to 3"),
+        (("0",), "the baseline stands on no other commit"),
+        (("3", "--incumbent"), "experiment 3 is the incumbent"),
+        (("1", "--seeds", "1"), "--seeds"),
+    ):
+        assert says in agent(*rerun, *flags, expect=2)
+    (other := project / ".research" / "other").mkdir()
+    shutil.copy(home / "ledger.db", other)
+    with lock(other):
+        for command in (rerun + ("2",), ("audit", "--repo", str(project))):
+            assert "a loop works on other: `stop` it" in agent(*command, "--tag", "night", expect=2)

@@ -1,9 +1,11 @@
-"""Commands beside the night: audit, doctor, init."""
+"""Commands beside the night: audit, rerun, doctor, init."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +14,10 @@ from rich.console import Console
 
 from agent import doctor as checkup
 from agent.cli import new_program
+from agent.cli.experiment import Number
 from agent.cli.show import Repo, Tag
 from agent.cli.wiring import reopen
+from agent.judge.again import rerun as measure_one
 from agent.judge.audit import audit as measure_again
 
 
@@ -27,11 +31,33 @@ def audit(
 ) -> None:
     """Measure a night's gain again: final commit against baseline, paired, with fresh seeds."""
     experiments, workspace, executor, program, say = reopen(repo, tag, sandbox)
-    try:
+    with interruptible():
         measure_again(experiments, workspace, executor, program, pairs, ablate, prune, say)
+
+
+def rerun(
+    number: Number,
+    repo: Repo = Path("."),
+    tag: Tag = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for it and for what it is measured beside.")] = 3,
+    incumbent: Annotated[
+        bool, typer.Option("--incumbent", help="Beside the best commit, not the one that it was made on.")
+    ] = False,
+    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, landlock, docker, podman, or none.")] = "auto",
+) -> None:
+    """Measure one experiment again beside the commit it was made on, with fresh seeds; the night stays as it is."""
+    experiments, workspace, executor, program, say = reopen(repo, tag, sandbox)
+    with interruptible():
+        measure_one(experiments, workspace, executor, program, number, seeds, incumbent, say)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends it at once, and the trials with it."""
+    try:
+        yield
     except KeyboardInterrupt:
-        said = "the audit was interrupted: what it has measured is kept, and the same command goes on"
-        print(f"error: {said}", file=sys.stderr)
+        print("error: interrupted: what was measured is kept, and the same command goes on", file=sys.stderr)
         os._exit(130)  # the trials end with this process
 
 
@@ -51,4 +77,4 @@ def init(
     typer.echo(f"wrote {path}: read it, say in it what to try, then `python -m agent.loop`")
 
 
-COMMANDS = (audit, doctor, init)
+COMMANDS = (audit, rerun, doctor, init)

@@ -30,7 +30,7 @@ from agent.cli.beforehand import (
     same_night,
     so_far,
 )
-from agent.cli.nights import choose_tag, newest
+from agent.cli.nights import check_quiet, choose_tag, newest
 from agent.commands import is_translated
 from agent.errors import Failure, ProgramError
 from agent.forms import defaults
@@ -303,6 +303,7 @@ def reopen(
     home = root / ".research" / tag if tag else newest(root)
     if home is None or not (home / "ledger.db").exists():
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
+    check_quiet(root)
     workspace, say = Workspace(root, home.name), teller(Console(highlight=False, soft_wrap=True))
     ledger, told = open_ledger(workspace.repo, home)
     for text in told:

@@ -251,7 +251,7 @@ def worked_off(executor: Executor, jobs: Iterable[Job], tested: Sequence[str]) -
         job = running.pop((test, event.experiment, event.attempt if test else event.number))  # type: ignore
         free.append(job.slot)
         if isinstance(event, ev.TrialCancelled):
-            raise Failure("the audit was interrupted; what it has measured is kept, and the same command goes on")
+            raise Failure("it was interrupted; what was measured is kept, and the same command goes on")
         worked = isinstance(event, ev.Measured) and event.measurement.metric is not None
         if worked and job.experiment - NUMBERS_FROM < len(tested):
             waiting.appendleft(job.model_copy(update={"what": "test", "attempt": job.number}))
