@@ -185,7 +185,7 @@ def test_nights_are_compared_old_and_damaged_ones_too(project: Path):
     assert rows["night"]["gain"] == pytest.approx(0.1825) and "as asked" in rows["night"]["ended"]
     assert rows["old"]["kept"] == 2 and rows["broken"]["ended"]
     said = agent("nights", "--repo", str(project))
-    assert "night" in said and "0.1825" in said and "a night of version 0.1" in said
+    assert "night" in said and "0.182" in said and "a night of version 0.1" in said
 
 
 def test_an_experiment_is_measured_again_and_the_night_stays_as_it_is(project: Path):

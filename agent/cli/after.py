@@ -169,20 +169,21 @@ def nights_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         shown.add_column(name, no_wrap=True)
     for name in ("tried", "kept"):
         shown.add_column(name, justify="right", no_wrap=True)
-    shown.add_column("gain, 95% interval")
+    shown.add_column("metric", no_wrap=True)
+    shown.add_column("gain, 95% interval", no_wrap=True)
     shown.add_column("dollars", justify="right", no_wrap=True)
     shown.add_column("ended")
     for row in rows:
         gain = "-"
         if row["gain"] is not None and row["interval"]:
             low, high = row["interval"]
-            gain = f"{row['metric']} {row['gain']:.4g} ({low:.4g} .. {high:.4g})"
+            gain = f"{row['gain']:.3g} ({low:.3g} .. {high:.3g})"
         elif row["kept"]:
-            gain = f"{row['metric']} {number(row['baseline'])} -> {number(row['best'])}"
+            gain = f"{number(row['baseline'])} -> {number(row['best'])}"
         hours = "" if row["hours"] is None else duration(3600 * row["hours"])
-        began = f"{datetime.fromisoformat(row['began']).astimezone():%Y-%m-%d %H:%M}" if row["began"] else ""
+        began = f"{datetime.fromisoformat(row['began']).astimezone():%m-%d %H:%M}" if row["began"] else ""
         spent = "unknown" if row["usd"] is None else dollars(row["usd"])
-        cells = (began, hours, str(row["experiments"]), str(row["kept"]), Text(cell(gain)), spent)
+        cells = (began, hours, str(row["experiments"]), str(row["kept"]), Text(cell(row["metric"])), gain, spent)
         shown.add_row(Text(row["night"]), *cells, Text(cell(row["ended"])))
     return shown
 
