@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -84,9 +85,12 @@ def test_the_samples_of_contributing_work(samples: None, tmp_path: Path):
         proposer.propose(request.model_copy(update={"files": {"train.py": "import os\n"}}))
 
     home = tmp_path / "night"
-    writer = Writer(home)
-    follower = Follower(home, wiring.OBSERVERS["bell"](home, None))  # type: ignore[arg-type]
+    writer, looks = Writer(home), threading.Event()
+    bell = wiring.OBSERVERS["bell"](home, None)  # type: ignore[arg-type]
+    bell.start = lambda night, history: looks.set()  # type: ignore[method-assign]
+    follower = Follower(home, bell)
     follower.start()
+    assert looks.wait(30)
     writer.begin()
     for n in range(1, 21):
         writer.experiment(n)
