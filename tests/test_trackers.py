@@ -20,6 +20,7 @@ from test_loop import project as fresh  # noqa: F401
 from agent.errors import Failure
 from agent.observers.track import parse
 from agent.observers.trackers import TRACKERS
+from agent.observers.trackers.sending import reason_of
 from agent.observers.trackers.to_wandb import WandB
 
 slow = pytest.mark.slow
@@ -53,13 +54,22 @@ def test_what_is_no_tracker_or_is_not_installed_is_said_before_anything_begins(
 
 
 def test_weights_and_biases_without_a_key_is_said_and_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with pytest.raises(Failure, match="WANDB_MODE=offline"):
         WandB.check()
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
     WandB.check()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(Failure, match="disabled lets wandb take nothing"):
+        WandB.check()
+
+
+def test_what_a_library_says_is_told_without_keys_and_passwords():
+    error = ConnectionError("no answer from http://user:secret-pass@host:5000/api\nand more")
+    assert reason_of(error) == "ConnectionError: no answer from http://host:5000/api and more"
+    assert reason_of(KeyError()) == "KeyError"
 
 
 @slow

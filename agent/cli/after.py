@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -104,12 +106,23 @@ def export(
 def send(home: Path, name: str, where: str) -> None:
     sending = Sending(home, name, where, typer.echo)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # libraries tell of each run
+        with contextlib.redirect_stdout(io.StringIO()), asked_nothing():  # libraries tell of each run
             count = sending.send()
     except Exception as error:  # whatever the library raises
         raise Failure(f"{name} takes nothing: {reason_of(error)}; the same command sends what is missing") from None
     typer.echo(f"{many(count, 'run')} sent, {len(sending.sent)} in all")
     typer.echo(sending.tracker.place())
+
+
+@contextlib.contextmanager
+def asked_nothing() -> Iterator[None]:
+    """A library that would ask for a key finds nobody to ask."""
+    person = sys.stdin
+    try:
+        with open(os.devnull) as sys.stdin:
+            yield
+    finally:
+        sys.stdin = person
 
 
 def write(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -100,6 +101,6 @@ class Sending:
 
 
 def reason_of(error: BaseException) -> str:
-    """In one line, without keys."""
-    lines = str(error).strip().splitlines()
-    return hidden(f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__)
+    """In one line, without keys, and without the passwords of addresses."""
+    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return hidden(re.sub(r"//[^/\s@]+@", "//", said))[:300].strip(": ")

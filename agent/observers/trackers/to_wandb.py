@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 import shutil
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from agent.errors import Failure
 from agent.observers.trackers.protocol import Run
@@ -20,13 +18,12 @@ class WandB:
 
     @classmethod
     def check(cls) -> None:
-        """Without a key its library would ask for one, and wait."""
-        host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-        try:
-            known = netrc.netrc(os.environ.get("NETRC")).authenticators(host)
-        except (OSError, netrc.NetrcParseError):
-            known = None
-        if not (known or os.environ.get("WANDB_API_KEY") or offline()):
+        """`wandb login` writes the key into a netrc file; whether it is one for this server its library alone knows."""
+        if mode() == "disabled":
+            raise Failure("WANDB_MODE=disabled lets wandb take nothing: unset it, or set WANDB_MODE=offline")
+        files = (os.environ.get("NETRC") or Path.home() / name for name in (".netrc", "_netrc"))
+        known = any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"))
+        if not (known or offline() or any(os.path.exists(file) for file in files)):
             raise Failure("--track wandb has no key: `wandb login` first, or set WANDB_MODE=offline")
 
     def place(self) -> str:
@@ -55,5 +52,9 @@ class WandB:
         one.finish()
 
 
+def mode() -> str:
+    return os.environ.get("WANDB_MODE", "").lower()
+
+
 def offline() -> bool:
-    return os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun", "disabled")
+    return mode() in ("offline", "dryrun")
