@@ -92,7 +92,7 @@ def test_a_branch_of_the_kept_commits_needs_an_audit_and_leaves_the_checkout_alo
     assert "its gain was never measured again" in why and "--unaudited" in why and why.count("\n") == 1
     agent("audit", "--repo", str(project), "--pairs", "2")
     said = agent("finalize", "--repo", str(project))
-    assert "overnight/night: 2 commits on" in said and "audited: better by 0.1825" in said
+    assert "overnight/night: 2 commits on main (" in said and "audited: better by 0.1825" in said
     assert git(project, "diff", "research/night", "overnight/night") == ""
     story = git(project, "log", "--reverse", "--format=%B", "main..overnight/night")
     for part in ("A lower rate lands nearer.", "Night: night", "Metric-After: loss 0.165", "Metric-After: loss 0.1025",
@@ -138,7 +138,7 @@ def test_a_branch_that_moved_on_is_merged_or_the_conflict_is_said(project: Path)
     assert 'print("done")' in text and "RATE = 0.3" in text and "WIDTH = 16" in text
     commit("RATE = 0.5", "RATE = 0.4")
     said = refused(project, *finalize, "--branch", "no")
-    assert "#1 (A lower rate lands nearer.) does not apply to HEAD" in said and f"--onto {start[:12]}" in said
+    assert "#1 (A lower rate lands nearer.) does not apply to main" in said and f"--onto {start[:12]}" in said
     said_here(project, *finalize, "--branch", "old", "--onto", start[:12])
     assert git(project, "rev-parse", "old~2") == start
     assert "holds all" in refused(project, *finalize, "--branch", "no", "--onto", "research/night")

@@ -95,7 +95,9 @@ def test_the_samples_of_contributing_work(samples: None, tmp_path: Path):
     for n in range(1, 21):
         writer.experiment(n)
     writer.ledger.close()
-    follower.end()
+    follower.leaving.set()
+    follower.news.set()
+    follower.join(30)
     rung = (home / "bell.txt").read_text().splitlines()
     assert rung[0] == "#0 baseline" and len(rung) > 1
 

@@ -41,7 +41,7 @@ def finalize(
     repo: Repo = Path("."),
     tag: Tag = None,
     branch: Annotated[str | None, typer.Option(help="Name of the new branch; default: overnight/TAG.")] = None,
-    onto: Annotated[str, typer.Option(help="Branch or commit to make it on; default: where you are.")] = "HEAD",
+    onto: Annotated[str | None, typer.Option(help="Branch or commit to make it on; default: where you are.")] = None,
     squash: Annotated[bool, typer.Option("--squash", help="One commit in place of one for each change.")] = False,
     unaudited: Annotated[
         bool, typer.Option("--unaudited", help="Also where no audit has confirmed the night's gain.")
@@ -59,12 +59,12 @@ def finalize(
     if doubt and not unaudited:
         raise Failure(f"{home.name} is not confirmed: {doubt}. `audit` measures it, --unaudited takes it as it is")
     program, workspace = history.program(night.contract), Workspace(repo, home.name)
-    made = make_branch(workspace, program, chain, branch or f"overnight/{home.name}", onto, squash,
-                       None if doubt else audited)  # fmt: skip
-    typer.echo(f"{made.name}: {many(made.commits, 'commit')} on {made.base[:12]}")
+    name, base = branch or f"overnight/{home.name}", onto or workspace.here
+    made = make_branch(workspace, program, chain, name, base, squash, None if doubt else audited)
+    typer.echo(f"{made.name}: {many(made.commits, 'commit')} on {base} ({made.base[:12]})")
     typer.echo(f"not audited: {doubt}" if doubt else f"audited: better by {audited.gain}" if audited else "")
     if not made.measured:
-        typer.echo(f"{onto} is not what the night began from: the two together were never measured")
+        typer.echo(f"{base} is not what the night began from: the two together were never measured")
     if look := [f"#{e.number}" for e in chain if e.verdict and e.verdict.review]:
         typer.echo(f"marked for a look: {', '.join(look)}; `show N` says why")
     typer.echo(f"look at it:  git log -p --reverse {made.base[:12]}..{made.name}")

@@ -1,4 +1,4 @@
-"""Commands beside the night: audit, rerun, doctor, init."""
+"""Commands beside the night: audit, doctor, init."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from rich.console import Console
 
 from agent import doctor as checkup
 from agent.cli import new_program
-from agent.cli.experiment import Number
 from agent.cli.show import Repo, Tag
 from agent.cli.wiring import reopen
-from agent.judge.again import rerun as measure_one
 from agent.judge.audit import audit as measure_again
 
 
@@ -33,22 +31,6 @@ def audit(
     experiments, workspace, executor, program, say = reopen(repo, tag, sandbox)
     with interruptible():
         measure_again(experiments, workspace, executor, program, pairs, ablate, prune, say)
-
-
-def rerun(
-    number: Number,
-    repo: Repo = Path("."),
-    tag: Tag = None,
-    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for it and for what it is measured beside.")] = 3,
-    incumbent: Annotated[
-        bool, typer.Option("--incumbent", help="Beside the best commit, not the one that it was made on.")
-    ] = False,
-    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, landlock, docker, podman, or none.")] = "auto",
-) -> None:
-    """Measure one experiment again beside the commit it was made on, with fresh seeds; the night stays as it is."""
-    experiments, workspace, executor, program, say = reopen(repo, tag, sandbox)
-    with interruptible():
-        measure_one(experiments, workspace, executor, program, number, seeds, incumbent, say)
 
 
 @contextlib.contextmanager
@@ -77,4 +59,4 @@ def init(
     typer.echo(f"wrote {path}: read it, say in it what to try, then `python -m agent.loop`")
 
 
-COMMANDS = (audit, rerun, doctor, init)
+COMMANDS = (audit, doctor, init)

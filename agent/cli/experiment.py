@@ -1,4 +1,4 @@
-"""Commands about one experiment of a night: show."""
+"""Commands about one experiment of a night: show, rerun."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from agent.cli.check import interruptible
 from agent.cli.show import Repo, Tag, find_night
+from agent.cli.wiring import reopen
 from agent.errors import Failure
+from agent.judge.again import rerun as measure_one
 from agent.observers.detail import clean, colored, detail, diff_of, everything, logs, prompts, replies
 from agent.observers.report.data import Told
 from agent.observers.report.read import told_of
@@ -47,6 +50,22 @@ def show(
         console.print(colored(text) if what == "change" else text, markup=False, soft_wrap=True)
 
 
+def rerun(
+    number: Number,
+    repo: Repo = Path("."),
+    tag: Tag = None,
+    seeds: Annotated[int, typer.Option(min=2, help="Fresh seeds for it and for what it is measured beside.")] = 3,
+    incumbent: Annotated[
+        bool, typer.Option("--incumbent", help="Beside the best commit, not the one that it was made on.")
+    ] = False,
+    sandbox: Annotated[str, typer.Option(help="auto, bubblewrap, landlock, docker, podman, or none.")] = "auto",
+) -> None:
+    """Measure one experiment again beside the commit it was made on, with fresh seeds; the night stays as it is."""
+    experiments, workspace, executor, program, say = reopen(repo, tag, sandbox)
+    with interruptible():
+        measure_one(experiments, workspace, executor, program, number, seeds, incumbent, say)
+
+
 def find_experiment(home: Path, number: int) -> tuple[Experiment, Told]:
     """Raises Failure where the night has no such experiment."""
     told = told_of(home)
@@ -57,4 +76,4 @@ def find_experiment(home: Path, number: int) -> tuple[Experiment, Told]:
     return known[number], told
 
 
-COMMANDS = (show,)
+COMMANDS = (show, rerun)

@@ -98,7 +98,8 @@ def heading(e: Experiment) -> Text:
     told = Text(f"#{e.number} ", "bold").append(verdict, COLORS.get(verdict, "red" if e.verdict else ""))
     if e.verdict and e.verdict.review:
         told.append("  marked for a look", "bold yellow")
-    return told.append(f"\n{shown(e.label)}")
+    here = e.verdict or e.proposal or e.number == 0
+    return told.append(f"\n{shown(e.label) if here else 'its proposal is not here yet'}")
 
 
 def facts(e: Experiment, told: Told) -> Table:
@@ -136,7 +137,7 @@ def lines(e: Experiment, told: Told) -> list[tuple[str, str]]:
         ("time", ", ".join(f"{name} {duration(value)}" for name, value in took.items()) if e.measurements else ""),
         ("memory", f"{max(memory):.3g} GB at most" if memory else ""),
         ("proposer", e.proposer),
-        ("cost", f"{dollars(e.usd)}, {e.tokens:,} tokens, {duration(sum(r.seconds for r in replied))} in "
+        ("cost", f"{'' if e.verdict else 'at most '}{dollars(e.usd)}, {e.tokens:,} tokens, {duration(sum(r.seconds for r in replied))} in "
                  f"{len(e.calls)} calls" if e.calls else ""),
         ("held-out test", ", ".join(f"{name} {number(value)}" for name, value in (e.test_numbers or {}).items())),
     ]  # fmt: skip
