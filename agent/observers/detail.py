@@ -126,6 +126,8 @@ def lines(e: Experiment, told: Told) -> list[tuple[str, str]]:
             effect += f", {verdict.level} interval {number(low)} .. {number(high)}"
         effect += " (positive is better)"
     memory = [m.peak_memory_gb for m in e.measurements if m.peak_memory_gb is not None]
+    cost = f"{dollars(e.usd)}, {e.tokens:,} tokens, {duration(sum(r.seconds for r in replied))} in {len(e.calls)} calls"
+    cost = cost if e.verdict else f"at most {cost}"
     return [
         ("why", verdict.reason if verdict else ""),
         (metric, f"{number(verdict.metric)}{mean_of(e)}" if verdict and verdict.metric is not None else ""),
@@ -137,8 +139,7 @@ def lines(e: Experiment, told: Told) -> list[tuple[str, str]]:
         ("time", ", ".join(f"{name} {duration(value)}" for name, value in took.items()) if e.measurements else ""),
         ("memory", f"{max(memory):.3g} GB at most" if memory else ""),
         ("proposer", e.proposer),
-        ("cost", f"{'' if e.verdict else 'at most '}{dollars(e.usd)}, {e.tokens:,} tokens, {duration(sum(r.seconds for r in replied))} in "
-                 f"{len(e.calls)} calls" if e.calls else ""),
+        ("cost", cost if e.calls else ""),
         ("held-out test", ", ".join(f"{name} {number(value)}" for name, value in (e.test_numbers or {}).items())),
     ]  # fmt: skip
 
