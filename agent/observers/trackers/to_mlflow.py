@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from agent.observers.trackers.protocol import Run
+from agent.run.leftovers import temporary
 
 LONGEST = 5000  # characters of a parameter or a tag; the store refuses a little more
 IMPATIENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
@@ -21,10 +24,10 @@ class MLflow:
     package = "mlflow"
 
     def __init__(self, where: str, project: Path, home: Path):
-        store = home.parent / "mlflow.db"
-        self.uri = where or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{store}"
+        self.home, self.store = home, home.parent / "mlflow.db"
+        self.uri = where or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.store}"
         self.project, self.artifacts = project.name, (home.parent / "mlflow-artifacts").as_uri()
-        self.local = self.uri == f"sqlite:///{store}"
+        self.local = self.uri == f"sqlite:///{self.store}"
 
     @classmethod
     def check(cls) -> None: ...
@@ -41,7 +44,16 @@ class MLflow:
         from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
+        if self.local and not self.store.exists():
+            self.make_store(MlflowClient)
         return MlflowClient(self.uri)
+
+    def make_store(self, client: Any) -> None:
+        """Aside, and put in place whole: one whose making was cut off can't be opened again."""
+        with temporary(self.home) as scratch, contextlib.suppress(FileExistsError):
+            client(f"sqlite:///{scratch / 'made.db'}").search_experiments()
+            shutil.copyfile(scratch / "made.db", scratch / "copy.db")
+            os.link(scratch / "copy.db", self.store)
 
     @cached_property
     def experiment(self) -> str:
