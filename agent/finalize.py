@@ -55,18 +55,18 @@ def finalize(
     if not made:
         raise Failure(f"{onto} holds all that this night kept already")
     if squash:
-        message = squashed(workspace.tag, program, chain, audited)
-        tip, made = workspace.commit_tree(tip, base, message, chain[-1].created), 1
+        message = squashed(workspace.tag, program, chain, made, audited)
+        tip = workspace.commit_tree(tip, base, message, chain[-1].created)
     workspace.refs.set(f"refs/heads/{name}", tip, "")
-    return Branch(name, base, tip, made, same_tree(workspace.repo, base, chain[0].commit or ""))
+    return Branch(name, base, tip, 1 if squash else len(made), same_tree(workspace.repo, base, chain[0].commit or ""))
 
 
 def replay(
     workspace: Workspace, program: Program, chain: Sequence[Experiment], base: str, onto: str
-) -> tuple[str, int]:
-    """Each change put onto the one before, the first onto `base`: the last commit, and how many were made. A change
+) -> tuple[str, list[Experiment]]:
+    """Each change put onto the one before, the first onto `base`: the last commit, and whose were made. A change
     that is there already makes none."""
-    state, tip, made = dict(chain[0].files), base, 0
+    state, tip, made = dict(chain[0].files), base, list[Experiment]()
     merged = max((k for k, e in enumerate(chain) if holds(workspace.repo, base, e.commit or "")), default=0)
     for e in chain[1 : merged + 1]:
         state |= e.files
@@ -83,7 +83,7 @@ def replay(
         if files != now:
             trailers = f"Night: {workspace.tag}\nMeasured-As: {e.commit}\n"
             tip = workspace.commit_files(tip, files, lab_note(e, before, program) + trailers, e.created)
-            made += 1
+            made.append(e)
         state |= e.files
     return tip, made
 
@@ -95,7 +95,9 @@ def present(workspace: Workspace, commit: str, paths: Sequence[str], onto: str) 
     return workspace.read(commit, paths)
 
 
-def squashed(tag: str, program: Program, chain: Sequence[Experiment], audited: AuditReport | None) -> str:
+def squashed(
+    tag: str, program: Program, chain: Sequence[Experiment], made: Sequence[Experiment], audited: AuditReport | None
+) -> str:
     """The message of the one commit: what was gained, each change in it, and how sure that is."""
     first, last = chain[0].verdict, chain[-1].verdict
     assert first is not None and last is not None
@@ -104,7 +106,7 @@ def squashed(tag: str, program: Program, chain: Sequence[Experiment], audited: A
     trailers = {"Night": tag, "Metric-Before": before, "Metric-After": after}
     trailers["Audit"] = f"{audited.gain}; {audited.rounds} fresh seeds" if audited else "none"
     trailers["Measured-As"] = chain[-1].commit or ""
-    changes = "\n".join(map(change, chain[1:]))
+    changes = "\n".join(map(change, made))
     return f"{subject}\n\n{changes}\n\n" + "".join(f"{key}: {value}\n" for key, value in trailers.items())
 
 
