@@ -83,6 +83,7 @@ class Metric(Part):
     name: str = Field(min_length=1, pattern=r"\S")
     """As it is printed: a line `name: value`, unless `pattern` says otherwise."""
     direction: Literal["minimize", "maximize"] = "minimize"
+    """Which way is better. Must be said for a name of which more is better, like accuracy."""
     target: float | None = None
     """Reached by a kept commit, it ends the night."""
     pattern: str | None = None
@@ -113,7 +114,8 @@ class Timeouts(Part):
     """Hard wall limits beside the training budget, in seconds or as 30s, 2m."""
 
     startup: float = 300.0
-    """From the start of the process to the first progress line (imports, compilation)."""
+    """From the start of the process to the first progress line (imports, compilation). Once the baseline has run, a
+    start that takes twice as long as the slowest so far is ended sooner."""
     evaluation: float = 300.0
     """For the `evaluate` command, and for `test`."""
     prepare: float = 7200.0
@@ -129,6 +131,7 @@ class Program(Part):
     """program.md, parsed: the contract, and the direction in prose."""
 
     metric: Metric
+    """The one number that decides."""
     edit: tuple[str, ...] = ("train.py",)
     """The only files that a proposal may change."""
     protect: tuple[str, ...] = ()
@@ -147,12 +150,15 @@ class Program(Part):
     test: str | None = None
     """Scores the held-out split for kept commits only; shown to the person, never to a proposer."""
     budget: dict[Device, str] = {"cpu": "5m", "cuda": "5m"}
-    """One budget for every machine, or one for `cpu` and one for `cuda`."""
+    """Of one trial's training: `20s`, `5m`, `1h`, or `2M tokens within 60s`. One for every machine, or one each for
+    `cpu` and `cuda`."""
     device: Device | None = None
     """Where trials run; None: on the GPU where one can be seen, else on the CPU."""
     timeouts: Timeouts = Timeouts()
+    """Hard limits of time beside the budget: seconds, or `30s`, `2m`."""
     limits: dict[str, float] = {}
-    """Number printed by training or evaluation (or peak_memory_gb) -> the most a kept change may have."""
+    """The most that a kept change may have of a number that the evaluation prints, by its name; or of
+    peak_memory_gb."""
     data: tuple[str, ...] = ()
     """Folders outside the repository, or untracked in it, that training reads."""
     holdout: tuple[str, ...] = ()

@@ -146,6 +146,11 @@ class Workspace:
     def head(self) -> str:
         return self.repo.head.commit.hexsha
 
+    @property
+    def here(self) -> str:
+        """What the person has checked out: a branch, or else HEAD."""
+        return "HEAD" if self.repo.head.is_detached else self.repo.active_branch.name
+
     def check(self, commit: str, paths: Sequence[str]) -> None:
         """Every path must be a plain file of the commit. Raises Failure."""
         for path in paths:

@@ -4,6 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conftest import make_repository
+from test_loop import PROGRAM, TRAIN, block, environment, write_replies
+
 ROOT = Path(__file__).parent.parent
 RENDER = """
 import agent, pathlib, sys
@@ -21,12 +24,31 @@ def run(*argv: object, cwd: Path) -> str:
     return subprocess.run([str(a) for a in argv], cwd=cwd, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
+def lives_elsewhere(target: Path, tmp_path: Path) -> None:
+    """A short night and what comes after it, with the installed copy, in a folder that holds none of the sources."""
+    project = make_repository(tmp_path / "project", {"train.py": TRAIN, "prepare.py": "", "program.md": PROGRAM})
+    replies = write_replies(tmp_path / "replies", block("RATE = 0.5", "RATE = 0.3"))
+    for line in (
+        ("run", "--replay", replies, "--experiments", "1"),
+        ("show", "1"),
+        ("report", "--png", tmp_path / "night.png"),
+        ("export", "--jsonl", tmp_path / "night.jsonl"),
+        ("finalize", "--unaudited"),
+    ):
+        command = [sys.executable, "-P", "-m", "agent", *map(str, line)]
+        env = environment(PYTHONPATH=str(target))
+        ran = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, timeout=120)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert len(list((project / ".research").glob("*/report.html"))) == 1
+    assert (tmp_path / "night.png").stat().st_size > 10_000
+
+
 def test_a_wheel_holds_the_prompts_the_page_and_the_command(tmp_path: Path) -> None:
     """Built from a copy, as a build leaves folders behind."""
     sources = tmp_path / "sources"
     sources.mkdir()
     names = run("git", "ls-files", "-z", "-co", "--exclude-standard", "agent", "prompts", "pyproject.toml", "setup.py",
-                "README.md", cwd=ROOT).split("\0")  # fmt: skip
+                "README.md", "LICENSE", cwd=ROOT).split("\0")  # fmt: skip
     for name in filter(None, names):
         if (ROOT / name).exists():
             (sources / name).parent.mkdir(parents=True, exist_ok=True)
@@ -39,4 +61,5 @@ def test_a_wheel_holds_the_prompts_the_page_and_the_command(tmp_path: Path) -> N
     said = run(sys.executable, "-c", prefix + RENDER, target, cwd=tmp_path)
     assert "SEARCH/REPLACE" in said and "LR = 1" in said
     assert (target / "bin" / "overnight").is_file()
+    lives_elsewhere(target, tmp_path)
     assert {"page.html", "page.css", "page.js"} <= {path.name for path in (target / "agent/observers/report").iterdir()}

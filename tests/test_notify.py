@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import queue
 import socket
@@ -51,12 +52,15 @@ def test_a_new_best_and_the_end_are_told_and_a_service_that_hangs_is_nothing_to_
         urls = f"{url}/broken, {url}, json://127.0.0.1:{hangs.getsockname()[1]}/?cto=0.5&rto=0.5"
         flags = ("--replay", str(replies), "--experiments", "1")
         said = night(project, *flags, OVERNIGHT_NOTIFY=urls)
-    told = [got.get(timeout=10) for _ in range(4)]
+    told = [got.get(timeout=10) for _ in range(6)]
     assert {m["title"] for m in told} == {"overnight night"}
-    assert sorted(m["message"] for m in told)[::2] == [
-        "ended: 1 experiments are done, as asked",
-        "new best: loss 0.165 (experiment 1)",
-    ]
+    ended, picture, best = sorted((m for m in told), key=lambda m: m["message"])[::2]
+    assert picture["message"] == "every experiment" and best["message"] == "new best: loss 0.165 (experiment 1)"
+    lines = ended["message"].splitlines()
+    assert lines[:2] == ["ended: 1 experiments are done, as asked", "loss: 0.285 -> 0.165 (experiment 1)"]
+    assert lines[3].startswith("kept 1 of 1 experiments in ") and lines[3].endswith("cost $0.0000")
+    (attached,) = picture["attachments"]
+    assert base64.b64decode(attached["base64"]).startswith(b"\x89PNG") and attached["filename"] == "night.png"
     kept = [path for path in (project / ".research").rglob("*") if path.is_file()]
     assert TOKEN not in said and not any(TOKEN.encode() in path.read_bytes() for path in kept)
 

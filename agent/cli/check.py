@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -27,11 +29,17 @@ def audit(
 ) -> None:
     """Measure a night's gain again: final commit against baseline, paired, with fresh seeds."""
     experiments, workspace, executor, program, say = reopen(repo, tag, sandbox)
-    try:
+    with interruptible():
         measure_again(experiments, workspace, executor, program, pairs, ablate, prune, say)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C ends it at once, and the trials with it."""
+    try:
+        yield
     except KeyboardInterrupt:
-        said = "the audit was interrupted: what it has measured is kept, and the same command goes on"
-        print(f"error: {said}", file=sys.stderr)
+        print("error: interrupted: what was measured is kept, and the same command goes on", file=sys.stderr)
         os._exit(130)  # the trials end with this process
 
 

@@ -80,6 +80,10 @@ def run(
     push: Annotated[
         str | None, typer.Option(help="Remote that gets the night's refs and a copy of its ledger after each keep.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Send each experiment to mlflow[:URI], wandb, tensorboard[:FOLDER] or trackio; repeatable."),
+    ] = None,
     slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
@@ -111,6 +115,7 @@ def run(
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
         push=push,
+        track=track or (),
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),
     )

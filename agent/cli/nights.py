@@ -48,6 +48,13 @@ def newest(root: Path) -> Path | None:
     return nights(root)[-1] if nights(root) else None
 
 
+def check_quiet(root: Path) -> None:
+    """Raises Failure where a loop trains in this project: what is measured beside it has not the machine to itself."""
+    for home in nights(root):
+        if is_worked_on(home):
+            raise Failure(f"a loop works on {home.name}: `stop` it, or wait for its end, and give this command again")
+
+
 def is_worked_on(home: Path) -> bool:
     """Whether a loop holds the night at this moment."""
     lock = FileLock(home / "lock")

@@ -32,7 +32,7 @@ from agent.cli.beforehand import (
     same_night,
     so_far,
 )
-from agent.cli.nights import choose_tag, newest
+from agent.cli.nights import check_quiet, choose_tag, newest
 from agent.commands import is_translated
 from agent.errors import Failure, ProgramError
 from agent.forms import defaults
@@ -48,6 +48,8 @@ from agent.observers.notify import Notify, notifier
 from agent.observers.push import Push, end_all
 from agent.observers.summary import OPEN_DOOR
 from agent.observers.terminal import Terminal
+from agent.observers.track import Track
+from agent.observers.track import parse as parse_tracker
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
 from agent.program import Device, Program, load_program
@@ -108,6 +110,8 @@ class Flags:
     """Ask the model's server beforehand whether it is there."""
     slots: int = 1
     push: str | None = None
+    track: Sequence[str] = ()
+    """Experiment trackers, like `mlflow` or `mlflow:URI`."""
     contract: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -160,6 +164,7 @@ class Parts:
 def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
     root, service, opened = project_folder(repo), notifier(flags.notify), open_repository(repo)
+    trackers = [parse_tracker(text) for text in flags.track]
     brought = bring_back(opened, root / ".research")
     tag = choose_tag(root, flags.tag, today, flags.new, tags_with_refs(opened))
     workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
@@ -238,6 +243,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         observers.append(Push(workspace.home, root, flags.push, say))
     if service:
         observers.append(Notify(workspace.home, service))
+    observers += [Track(workspace.home, root, name, where, say) for name, where in trackers]
     return Parts(workspace.home, loop, inbox, executor, console, ledger, backup, observers)
 
 
@@ -317,6 +323,7 @@ def reopen(
     home = root / ".research" / tag if tag else newest(root)
     if home is None or not (home / "ledger.db").exists():
         raise Failure("there is no such night here: `python -m agent status` shows the newest")
+    check_quiet(root)
     workspace, say = Workspace(root, home.name), teller(Console(highlight=False, soft_wrap=True))
     ledger, told = open_ledger(workspace.repo, home)
     for text in told:

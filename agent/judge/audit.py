@@ -8,10 +8,13 @@ block); with two arms it is the paired t-test.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from pathlib import Path
 from typing import NamedTuple
 
 from agent import events as ev
@@ -72,6 +75,19 @@ class AuditReport(Record):
     pruned_gain: Difference | None = None
     """... by this effect against the final state."""
 
+    def save(self, home: Path) -> None:
+        """Beside the journal of the night, in place of the audit before."""
+        aside = home / "audit.tmp"
+        aside.write_text(self.model_dump_json(), encoding="utf-8")
+        os.replace(aside, home / "audit.json")
+
+    @classmethod
+    def last(cls, home: Path) -> AuditReport | None:
+        """The newest audit of the night; None where there is none that can be read."""
+        with contextlib.suppress(OSError, ValueError):
+            return cls.model_validate_json((home / "audit.json").read_text(encoding="utf-8"))
+        return None
+
 
 Table = dict[str, list[float]]
 """Arm -> its value in each round that counts."""
@@ -112,6 +128,7 @@ def audit(
     """
     lab = Lab(workspace, executor, program, pairs, say, Measured(workspace.home))
     report = whole_audit(lab, experiments, ablate, prune)
+    report.save(workspace.home)
     lab.measured.close()
     return report
 
@@ -234,7 +251,7 @@ def worked_off(executor: Executor, jobs: Iterable[Job], tested: Sequence[str]) -
         job = running.pop((test, event.experiment, event.attempt if test else event.number))  # type: ignore
         free.append(job.slot)
         if isinstance(event, ev.TrialCancelled):
-            raise Failure("the audit was interrupted; what it has measured is kept, and the same command goes on")
+            raise Failure("it was interrupted; what was measured is kept, and the same command goes on")
         worked = isinstance(event, ev.Measured) and event.measurement.metric is not None
         if worked and job.experiment - NUMBERS_FROM < len(tested):
             waiting.appendleft(job.model_copy(update={"what": "test", "attempt": job.number}))

@@ -1,4 +1,5 @@
-"""What an audit has measured so far, on disk: one that is interrupted goes on from there, with the same seeds."""
+"""What an audit or a rerun has measured so far, on disk: one that is interrupted goes on from there, with the same
+seeds."""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ SEEDS_FROM, SEEDS_TO = 10**8, 2**31 - 1  # a night's seeds are below
 
 class Measured:
     """A file with a line of JSON for each seed that was drawn and each trial that has ended; gone with the end of the
-    audit, because the next one shall draw fresh seeds."""
+    audit, because the next one shall draw fresh seeds. `what`: each kind has a file of its own."""
 
-    def __init__(self, home: Path):
-        self.path = home / "audit.jsonl"
+    def __init__(self, home: Path, what: str = "audit"):
+        self.path = home / f"{what}.jsonl"
         self.lines: list[dict[str, Any]] = []
         if self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():

@@ -14,8 +14,11 @@ from typing import Any
 from agent import events as ev
 from agent.errors import Failure
 from agent.history import History
-from agent.lab_note import number
+from agent.lab_note import dollars, duration, number
 from agent.night import Night
+from agent.observers.report import chart, data
+from agent.observers.report.read import told_of
+from agent.run.leftovers import temporary
 
 VARIABLE = "OVERNIGHT_NOTIFY"
 INSTALL = "--notify needs apprise: pip install 'overnight[notify]', or pip install apprise"
@@ -52,12 +55,49 @@ class Notify:
     def start(self, night: Night, history: History) -> None: ...
 
     def see(self, event: ev.Event, night: Night, history: History) -> None:
-        if text := message(event, night):
-            self.service.notify(title=f"overnight {self.home.name}", body=text)
+        title = f"overnight {self.home.name}"
+        if isinstance(event, ev.Ended):
+            self.end(title, message(event, night))
+        elif text := message(event, night):
+            self.service.notify(title=title, body=text)
+
+    def end(self, title: str, text: str) -> None:
+        """The words first, as a picture takes its time and may fail."""
+        overview = None
+        if told := told_of(self.home, brief=True):
+            bases = {e.commit: e.number for e in told.kept}
+            overview = data.overview(told, [data.row(e, told, bases) for e in told.experiments])
+        self.service.notify(title=title, body="\n".join([text, *closing(overview)]) if overview else text)
+        takers = [one for one in self.service if one.attachment_support]
+        if not takers or not overview or not overview["facts"]["tried"]:
+            return
+        with temporary(self.home) as scratch:
+            (file := scratch / f"{self.home.name}.png").write_bytes(chart.picture(overview))
+            from apprise import AppriseAttachment  # pyright: ignore[reportMissingImports]
+
+            for one in takers:
+                one.notify(title=title, body="every experiment", attach=AppriseAttachment([str(file)]))
 
     def tick(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def closing(overview: dict[str, Any]) -> list[str]:
+    """The night in a few lines of figures; nothing in them was written by a model."""
+    facts, name = overview["facts"], overview["metric"]["name"]
+    lines = []
+    if facts["kept"]:
+        ends = f"{number(facts['baseline'])} -> {number(facts['best'])}"
+        lines.append(f"{name}: {ends} (experiment {facts['best_number']})")
+    if facts["gain"] is not None and facts["interval"]:
+        low, high = facts["interval"]
+        lines.append(f"gain {number(facts['gain'])}, 95% interval {number(low)} .. {number(high)}")
+    hours = f" in {duration(3600 * facts['hours'])}" if facts["hours"] is not None else ""
+    lines.append(f"kept {facts['kept']} of {facts['tried']} experiments{hours}, cost {dollars(facts['spent'])}")
+    if looks := len(overview["look"]):
+        lines.append(f"wants a look: {looks}; `report` says what")
+    return lines
 
 
 def message(event: ev.Event, night: Night) -> str:

@@ -139,8 +139,8 @@ def banner(proposer: Proposer) -> str:
         return "replay: proposals from files, no language model"
     if proposer.name == "command":
         return f"command: {proposer.model}, its cost is not known and --usd can't bound it"
-    url = getattr(proposer, "base_url", "")
-    return f"{proposer.name}: {proposer.model} at {url}, {priced(proposer)}"
+    where = " at ".join(filter(None, (proposer.model, getattr(proposer, "base_url", ""))))
+    return f"{proposer.name}: {', '.join(filter(None, (where, priced(proposer))))}"
 
 
 def priced(proposer: Proposer) -> str:

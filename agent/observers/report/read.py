@@ -13,8 +13,8 @@ from agent.observers.report.times import Times
 from agent.observers.summary import notes_of
 
 
-def told_of(home: Path) -> Told | None:
-    """All that a report needs of the night in this folder; None: it has not begun."""
+def told_of(home: Path, brief: bool = False) -> Told | None:
+    """All that a report needs of the night in this folder; None: it has not begun. `brief`: without long texts."""
     if is_old(home / "ledger.db"):
         experiments, program, notes = old_night(home)
         return Told(home.name, program, experiments, ended="a night of version 0.1", look=notes[-5:])
@@ -27,7 +27,7 @@ def told_of(home: Path) -> Told | None:
     return Told(
         tag=home.name,
         program=history.program(night.program),
-        experiments=[history.whole(night.experiments[number]) for number in sorted(night.experiments)],
+        experiments=[history.whole(night.experiments[number], brief) for number in sorted(night.experiments)],
         times=times,
         ended=night.ended.reason if night.ended else "",
         setup={"device": night.hardware or night.device, "sandbox": night.sandbox, "proposer": night.proposer},
