@@ -80,6 +80,7 @@ def run(
     push: Annotated[
         str | None, typer.Option(help="Remote that gets the night's refs and a copy of its ledger after each keep.")
     ] = None,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines alone, on any terminal.")] = False,
     slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
@@ -110,6 +111,7 @@ def run(
         notify=notify,
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
+        plain=plain,
         push=push,
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),

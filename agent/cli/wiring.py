@@ -43,7 +43,7 @@ from agent.observers.backup import Backup
 from agent.observers.follow import Follower, Observer
 from agent.observers.notify import Notify, notifier
 from agent.observers.push import Push
-from agent.observers.terminal import Terminal
+from agent.observers.terminal import terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
 from agent.program import Device, Program, load_program
@@ -78,10 +78,6 @@ def local(workspace: Workspace, room: Sandbox, program: Program, slots: int) -> 
 
 
 EXECUTORS: dict[str, Callable[[Workspace, Sandbox, Program, int], Executor]] = {"local": local}
-OBSERVERS: dict[str, Callable[[Path, Console], Observer]] = {
-    "terminal": Terminal,
-    "results": lambda home, console: Results(home),
-}
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,16 @@ class Flags:
     """Ask the model's server beforehand whether it is there."""
     slots: int = 1
     push: str | None = None
+    plain: bool = False
+    """Lines alone, also on a terminal that could show more."""
     contract: Mapping[str, Any] = field(default_factory=dict)
+
+
+OBSERVERS: dict[str, Callable[[Path, Console, Flags], Observer]] = {
+    "terminal": lambda home, console, flags: terminal(home, console, flags.plain),
+    "results": lambda home, console, flags: Results(home),
+}
+"""Those of every night."""
 
 
 @dataclass
@@ -118,7 +123,6 @@ class Parts:
     console: Console
     ledger: Ledger
     observers: Sequence[Observer] = ()
-    """Beside those of the table."""
 
     def close(self) -> None:
         """Leave one whole file behind: the journal's last pages are written into it."""
@@ -131,8 +135,7 @@ class Parts:
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
-        always = [make(self.home, self.console) for make in OBSERVERS.values()]
-        followers = [Follower(self.home, observer) for observer in (*always, *self.observers)]
+        followers = [Follower(self.home, observer) for observer in self.observers]
         for follower in followers:
             follower.start()
         self.loop.notify = lambda: [follower.news.set() for follower in followers]  # type: ignore[assignment]
@@ -216,7 +219,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         fallback=fallback.name if fallback else "",
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    observers: list[Observer] = [Backup(workspace.home, copy_path(workspace.repo, workspace.home))]
+    observers = [make(workspace.home, console, flags) for make in OBSERVERS.values()]
+    observers += [Backup(workspace.home, copy_path(workspace.repo, workspace.home))]
     if flags.push:
         observers.append(Push(workspace.home, root, flags.push, say))
     if service:
