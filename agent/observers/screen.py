@@ -21,7 +21,7 @@ from agent.observers.tsv import cell
 from agent.records import Experiment
 
 WIDE = 130  # columns from which verdicts stand beside what is at work
-TALL = 36  # lines from which curves and more of a log are shown
+INTERVALS = 90  # columns from which each verdict has its interval
 GAP = 3
 BARS = "▁▂▃▄▅▆▇█"
 Lines = list[Text]
@@ -59,7 +59,7 @@ def top(tag: str, metric: str, now: Now, figures: Figures, width: int) -> Lines:
     else:
         low, high = figures.interval
         change.append(f"{number(figures.baseline)} → ").append(number(figures.best), "bold green")
-        change.append(f"   gain {figures.gain:.4g}, 95% interval {low:.4g} .. {high:.4g}")
+        change.append(f"  gain {figures.gain:.4g} (95%: {low:.4g} .. {high:.4g})")
     counts = [f"{figures.kept} of {figures.tried} kept"]
     counts += [f"{figures.per_hour:.1f} experiments/h"] if figures.per_hour and figures.tried else []
     counts += [f"{figures.training:.0%} training"] if figures.training is not None else []
@@ -160,19 +160,24 @@ def next_line(a: Ahead, at: float, width: int) -> Text:
 
 def rows(verdicts: Sequence[Experiment], metric: str, width: int, most: int) -> Lines:
     """A line for each verdict, newest first, under a line of names."""
-    names = Text(f"{'#':>5} {'verdict':<14} {metric[:9]:>9} {'effect':>9}  what", "dim")
-    lines = [verdict_line(e) for e in verdicts[: max(0, most)] if e.verdict]
+    wide = width >= INTERVALS
+    interval = f"{'90% interval':>21}" if wide else ""
+    names = Text(f"{'#':>5} {'verdict':<14} {metric[:9]:>9} {'effect':>9}{interval}  what", "dim")
+    lines = [verdict_line(e, wide) for e in verdicts[: max(0, most)] if e.verdict]
     return [names, *lines] if lines else [Text("none yet", "dim")]
 
 
-def verdict_line(e: Experiment) -> Text:
+def verdict_line(e: Experiment, wide: bool) -> Text:
     v = e.verdict
     assert v is not None
     value = v.metric if v.metric is not None else next(iter(e.metrics), None)
     effect = "" if v.effect is None else f"{v.effect:+.3g}"
     line = Text(f"{e.number:>5} ").append(f"{v.kind + (' *' if v.review else ''):<14}", COLORS.get(v.kind, "red"))
     figure = "-" if value is None else f"{value:.5g}"
-    return line.append(f" {figure:>9} {effect:>9}  ").append(cell(e.label) if v.metric is not None else cell(v.reason))
+    line.append(f" {figure:>9} {effect:>9}")
+    if wide:
+        line.append(f"{f'{v.interval[0]:+.3g} .. {v.interval[1]:+.3g}' if v.interval else '':>21}", "dim")
+    return line.append("  ").append(cell(e.label) if v.metric is not None else cell(v.reason))
 
 
 def bar(share: float, width: int) -> Text:
