@@ -9,21 +9,34 @@ import errno
 import os
 import sqlite3
 import sys
+from pathlib import Path
 
 import typer
+from rich.console import Console
 
 # The base of all that a command line can have wrong; typer gives it no name of its own yet.
 from typer.exceptions import TyperException
 
-from agent.cli import check, night, service, show
+from agent.cli import check, night, service, show, watch
 from agent.cli.output import survive
 from agent.errors import Failure, MachineFault
 
 HELP = (__doc__ or "").partition("\n")[0]
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
-for group in (night, show, check, service):
+app = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
+for group in (night, show, watch, check, service):
     for command in group.COMMANDS:
         app.command()(command)
+
+
+@app.callback()
+def bare(context: typer.Context) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    console = Console(highlight=False)
+    try:
+        watch.state(Path("."), None, console)
+    except Failure:  # no night, or no repository: then it is told what there is
+        print(context.get_help())
 
 
 def guarded(command: typer.Typer, name: str) -> None:

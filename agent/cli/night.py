@@ -81,6 +81,8 @@ def run(
         str | None, typer.Option(help="Remote that gets the night's refs and a copy of its ledger after each keep.")
     ] = None,
     plain: Annotated[bool, typer.Option("--plain", help="Lines alone, on any terminal.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the night as a page too, as `watch` does.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="With --watch: where the page is.")] = None,
     slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
@@ -112,6 +114,8 @@ def run(
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
         plain=plain,
+        watch=watch,
+        port=port,
         push=push,
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),

@@ -43,6 +43,7 @@ from agent.observers.backup import Backup
 from agent.observers.follow import Follower, Observer
 from agent.observers.notify import Notify, notifier
 from agent.observers.push import Push
+from agent.observers.served import Served
 from agent.observers.terminal import terminal
 from agent.observers.tsv import Results, cell
 from agent.policy import Capacity
@@ -102,6 +103,8 @@ class Flags:
     push: str | None = None
     plain: bool = False
     """Lines alone, also on a terminal that could show more."""
+    watch: bool = False
+    port: int | None = None
     contract: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -221,6 +224,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
     observers = [make(workspace.home, console, flags) for make in OBSERVERS.values()]
     observers += [Backup(workspace.home, copy_path(workspace.repo, workspace.home))]
+    if flags.watch:
+        observers.append(Served(workspace.home, root, flags.port, say))
     if flags.push:
         observers.append(Push(workspace.home, root, flags.push, say))
     if service:

@@ -21,7 +21,6 @@ from agent.history import History
 from agent.judge.noise import Noise, gain, groups
 from agent.judge.verdict import worked
 from agent.lab_note import duration
-from agent.ledger import Ledger
 from agent.live import Curve, Live
 from agent.night import Night
 from agent.observers.report.times import Times
@@ -171,24 +170,6 @@ class Tally:
             spent=night.spent,
             cap=night.stoppers.usd,
         )
-
-
-class Reader:
-    """A night as its journal has it, read on as it grows."""
-
-    def __init__(self, home: Path):
-        self.home, self.ledger = home, Ledger(home, readonly=True)
-        self.night, self.history, self.cursor = Night(), History(self.ledger.text), 0
-        self.times = Times()
-
-    def read(self) -> list[Event]:
-        """The events since the last look."""
-        new = []
-        for number, event in self.ledger.events(after=self.cursor):
-            self.night, self.cursor = self.night.after(event), number
-            self.times.see(event)
-            new.append(event)
-        return new
 
 
 def look(home: Path, night: Night, history: History, at_work: bool, stands: str = "") -> Now:
