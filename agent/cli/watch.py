@@ -94,7 +94,7 @@ def state(repo: Path, tag: str | None, console: Console) -> None:
     figures = tally.figures(night, history, seen)
     for line in screen.picture(home.name, metric, seen, figures, verdicts, width, height):
         console.print(line)
-    more = "`report` shows all of it, `watch` does so in the browser; --help lists what there is"
+    more = "more: `report`, `watch` (in the browser), --help"
     console.print("\n" + "; ".join(filter(None, [go_on, more])), style="dim", markup=False)
 
 
