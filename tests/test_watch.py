@@ -166,8 +166,8 @@ class Tmux:
     def text(self) -> str:
         return self.run("capture-pane", "-p")
 
-    def shows(self, pattern: str) -> str:
-        return until(lambda: (text := self.text) if re.search(pattern, self.text) else "", f"{pattern}:\n{self.text}")
+    def shows(self, *parts: str) -> str:
+        return until(lambda: all(part in self.text for part in parts) and self.text, f"{parts}")
 
 
 @pytest.mark.slow
@@ -180,15 +180,15 @@ def test_the_live_view_in_tmux(project: Path, tmp_path: Path, width: int, height
         replies = write_replies(tmp_path / "replies", *REPLIES)
         words = command(project, "--replay", str(replies), "--unsafe-no-sandbox", "--hours", "1", "--experiments", "6")
         tmux.type(f"cd {ROOT} && clear && SLOW=3 {' '.join(words)}; echo ended with $?")
-        said = tmux.shows(r"(?s)#2 trial 1 .*below|#2 trial 1 .*above.*1 keep")
+        said = tmux.shows("#2 trial 1", "above the incumbent's at this point", "1 keep ")
         assert re.search(r"━━ +\d+% +\d+s left", said) and "left" in said and "verdicts" in said
         assert "A higher rate travels further." in said and re.search(r"step \d+ \| loss", said)
         assert "<script>" in said and len(said.splitlines()) <= height
         tmux.run("resize-window", "-x", str(width - 17), "-y", str(height - 3))
-        said = tmux.shows(r"(?s)#3 trial 1 .*2 discard")
+        said = tmux.shows("#3 trial 1", "2 discard ")
         assert said.count("── now") == said.count("── verdicts") == 1, said
         tmux.run("send-keys", "C-c")
-        said = tmux.shows(r"ended with 3")
+        said = tmux.shows("ended with 3")
         assert "go on" in said and "baseline" in said
         kept = tmux.run("capture-pane", "-p", "-S", "-200")
         assert "night night  stopped" in kept and "#2 discard" in kept  # the last picture, and the lines above it
@@ -336,16 +336,20 @@ def test_the_live_page_in_a_browser_while_a_loop_runs(browser: Any, project: Pat
         window.on("request", lambda request: asked.append(request.url))
         window.on("console", lambda message: complaints.append(message.text))
         window.on("pageerror", lambda error: complaints.append(str(error)))
+
+        def shows(true: str) -> None:  # asked from outside: the page may not evaluate text, so it could not wait
+            until(lambda: window.evaluate(true), true)
+
         window.goto(url)
         window.wait_for_selector("html[data-ready]")
         assert "token" not in window.url and "at work" in window.inner_text("#setup")
 
         # A trial that runs: its curve, its log; then the next experiment, without a reload.
         window.wait_for_selector(".run .plot g.mark-line path", timeout=60_000)
-        window.wait_for_function("document.querySelector('.run .log').textContent.includes('| loss')")
+        shows("document.querySelector('.run .log').textContent.includes('| loss')")
         window.wait_for_selector("#rows tr[data-n='1'].kept", timeout=60_000)
-        window.wait_for_function("document.querySelector('.run .eyebrow')?.textContent.includes('#2')", timeout=60_000)
-        window.wait_for_function("document.querySelectorAll('.run .plot g.mark-line path').length === 2")  # incumbent's
+        shows("document.querySelector('.run .eyebrow')?.textContent.includes('#2')")
+        shows("document.querySelectorAll('.run .plot g.mark-line path').length === 2")  # incumbent's
         assert "the incumbent\u2019s at" in window.inner_text(".run .small")
         assert "Confirmed gain" in window.inner_text("#headline")
         assert "In training" in window.inner_text("#facts") and window.locator("#chart g.mark-symbol path").count() >= 2
@@ -369,13 +373,13 @@ def test_the_live_page_in_a_browser_while_a_loop_runs(browser: Any, project: Pat
         window.wait_for_selector("#editor[open]")
         window.fill("#text", before.replace("metric:", "metrics:"))
         window.click("#save")
-        window.wait_for_function("document.querySelector('#refused').textContent.startsWith('program.md: ')")
+        shows("document.querySelector('#refused').textContent.startsWith('program.md: ')")
         program.write_text(before + "Edited elsewhere.\n")
         window.fill("#text", before + "Widen first.\n")
         window.click("#save")
         window.wait_for_selector("#reload:not([hidden])")
         window.click("#reload")
-        window.wait_for_function("document.querySelector('#text').value.includes('Edited elsewhere.')")
+        shows("document.querySelector('#text').value.includes('Edited elsewhere.')")
         window.fill("#text", before + "Widen first, of all things.\n")
         window.click("#save")
         window.wait_for_selector("#editor:not([open])", state="attached")
@@ -383,11 +387,11 @@ def test_the_live_page_in_a_browser_while_a_loop_runs(browser: Any, project: Pat
 
         window.click("[data-ask=stop]")
         window.click("[data-ask=stop][data-sure]")
-        window.wait_for_function("document.querySelector('#answer').textContent.includes('the loop is asked')")
+        shows("document.querySelector('#answer').textContent.includes('the loop is asked')")
         process.wait(60)
         assert process.returncode == 3
         window.wait_for_selector("body.lost")  # and what was shown last stays
         assert {url.split("/")[2] for url in asked if not url.startswith("data:")} == {url.split("/")[2]}
-        assert [text for text in complaints if "ERR_" not in text] == []  # the server has gone with the loop
+        assert [text for text in complaints if not text.startswith("Failed to load resource")] == []  # what was refused
         window.close()
         other.close()
