@@ -16,8 +16,10 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from agent import inbox
+from agent.cli.dry_run import preview
 from agent.cli.nights import is_worked_on
 from agent.cli.show import Repo, Tag, find_night, show_summary
 from agent.cli.wiring import Flags, Parts, assemble
@@ -80,6 +82,9 @@ def run(
     push: Annotated[
         str | None, typer.Option(help="Remote that gets the night's refs and a copy of its ledger after each keep.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first prompt and what the night would cost; begin nothing.")
+    ] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Lines alone, on any terminal.")] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Show the night as a page too, as `watch` does.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="With --watch: where the page is.")] = None,
@@ -120,6 +125,9 @@ def run(
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),
     )
+    if dry_run:
+        preview(repo, flags, date.today().isoformat(), Console(highlight=False))
+        return
     on_signals(signal.default_int_handler)  # until the loop listens, every signal ends it as Ctrl-C does, tidily
     try:
         parts = assemble(repo, flags, today=date.today().isoformat())
