@@ -10,10 +10,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from agent import doctor as checkup
 from agent.cli import new_program
 from agent.cli.show import Repo, Tag
 from agent.cli.wiring import reopen
+from agent.doctor import Checkup, examine
 from agent.judge.audit import audit as measure_again
 
 
@@ -35,10 +35,21 @@ def audit(
         os._exit(130)  # the trials end with this process
 
 
-def doctor(repo: Repo = Path(".")) -> None:
-    """Check this machine and repository, and say what to do about what is missing."""
-    healthy = checkup.examine(repo, Console(highlight=False, soft_wrap=True))
-    raise typer.Exit(0 if healthy else 2)
+def doctor(
+    repo: Repo = Path("."),
+    hours: Annotated[float, typer.Option(min=0, help="Of the planned night; for the disk that it needs.")] = 8.0,
+    ask_model: Annotated[
+        bool, typer.Option("--ask-model", help="Make one call of a few tokens: key, credit and model are sure then.")
+    ] = False,
+    proposer: Annotated[str, typer.Option(help="As of `run`.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="As of `run`.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="As of `run`.")] = None,
+    command: Annotated[str | None, typer.Option(help="As of `run`.")] = None,
+) -> None:
+    """Check all that a night needs, or that could end it, and say how to mend what is missing."""
+    settings = {"model": model, "base_url": base_url, "command": command}
+    checkup = Checkup(repo, hours, ask_model, proposer, settings)
+    raise typer.Exit(0 if examine(checkup, Console(highlight=False, soft_wrap=True)) else 2)
 
 
 def init(

@@ -22,7 +22,8 @@ from agent import inbox
 from agent.cli.dry_run import preview
 from agent.cli.nights import is_worked_on
 from agent.cli.show import Repo, Tag, find_night, show_summary
-from agent.cli.wiring import Flags, Parts, assemble
+from agent.cli.wiring import Flags, Parts, assemble, teller
+from agent.doctor import Checkup, warn
 from agent.errors import Failure
 from agent.events import Requested
 from agent.limits import GO_ON
@@ -135,6 +136,7 @@ def run(
         print("stopped before anything was begun: the same command begins again", file=sys.stderr)
         raise typer.Exit(3) from None
     listen(parts)
+    warn(Checkup(repo, hours or 8.0, own=parts.home.name), teller(parts.console))
     try:
         ended = parts.run()
         parts.close()
