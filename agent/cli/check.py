@@ -11,10 +11,12 @@ import typer
 from rich.console import Console
 
 from agent.cli import new_program
+from agent.cli.checkup import Checkup, examine
 from agent.cli.show import Repo, Tag
 from agent.cli.wiring import reopen
-from agent.doctor import Checkup, examine
+from agent.errors import Failure
 from agent.judge.audit import audit as measure_again
+from agent.program import PLACEHOLDER
 
 
 def audit(
@@ -54,12 +56,28 @@ def doctor(
 
 def init(
     repo: Repo = Path("."),
+    script: Annotated[str | None, typer.Option(help="The training script; default: what looks like it.")] = None,
     metric: Annotated[str | None, typer.Option(help="Name of the metric; default: what the code prints.")] = None,
-    script: Annotated[str, typer.Option(help="The training script.")] = "train.py",
+    direction: Annotated[str | None, typer.Option(help="minimize or maximize; default: by the name.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Training per trial: 20s, 5m, or 2M tokens within 60s.")] = None,
+    ideas: Annotated[str | None, typer.Option(help="What to try first, and what to leave alone.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
-    """Write a program.md for an existing training repository."""
-    path = new_program.write_program(repo, script, metric)
-    typer.echo(f"wrote {path}: read it, say in it what to try, then `python -m agent.loop`")
+    """Write a program.md for an existing training repository, in the folder where it trains."""
+    wanted = new_program.Wanted(script, metric, direction, budget, ideas)
+    ask = None if yes or not (sys.stdin.isatty() and sys.stdout.isatty()) else question
+    path, notes = new_program.write_program(repo, wanted, ask)
+    for note in notes:
+        typer.echo(f"look: {note}")
+    then = "read it" if PLACEHOLDER not in path.read_text("utf-8") else "read it, say in it what to try"
+    typer.echo(f"wrote {path}: {then}, commit, `python -m agent doctor`, then `python -m agent.loop`")
+
+
+def question(text: str, default: str) -> str:
+    try:
+        return str(typer.prompt(text, default=default, show_default=bool(default))).strip()
+    except typer.Abort:
+        raise Failure("nothing was written: the same command asks again") from None
 
 
 COMMANDS = (audit, doctor, init)

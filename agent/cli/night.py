@@ -19,11 +19,11 @@ import typer
 from rich.console import Console
 
 from agent import inbox
+from agent.cli.checkup import Checkup, warn
 from agent.cli.dry_run import preview
 from agent.cli.nights import is_worked_on
 from agent.cli.show import Repo, Tag, find_night, show_summary
 from agent.cli.wiring import Flags, Parts, assemble, teller
-from agent.doctor import Checkup, warn
 from agent.errors import Failure
 from agent.events import Requested
 from agent.limits import GO_ON
