@@ -34,7 +34,7 @@ def watch(repo: Repo = Path("."), tag: Tag = None, port: Port = None) -> None:
 
     from agent.observers.watch import Page
 
-    token, listening = secrets.token_urlsafe(24), listen(port)
+    token, listening = secrets.token_urlsafe(16), listen(port)
     app = Page(home, root, Stands(home), token).app()
     at = listening.getsockname()[1]
     print(f"http://127.0.0.1:{at}/#token={token}", flush=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent import events as ev
 from agent import live, state
-from agent.errors import Failure, MachineFault
+from agent.errors import MachineFault
 from agent.events import Event
 from agent.history import History
 from agent.judge.noise import Noise, gain, groups
@@ -26,7 +26,7 @@ from agent.night import Night
 from agent.observers.report.times import Times
 from agent.observers.tsv import cell
 from agent.records import Measurement
-from agent.run.gpu import visible_gpus
+from agent.run.gpu import Gpu, gpu_of
 from agent.run.log import clean
 
 ASKING = {"first": "asking for a proposal", "repair": "asking for a repair", "slip": "sending back the crash"}
@@ -74,12 +74,13 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU in use: `busy` is a share of the last moment."""
+    """A GPU in use; memory in GB."""
 
     index: int
     uuid: str
     name: str
-    busy: float
+    busy: float | None
+    """Share of the last moment; None where it does not tell."""
     used: float
     total: float
 
@@ -252,13 +253,23 @@ def label(e: state.Experiment, history: History) -> str:
 def cards(uuids: set[str]) -> tuple[Card, ...]:
     """What the GPUs that are in use do; one that does not answer is left out."""
     found = []
-    with contextlib.suppress(Failure):
-        for gpu in visible_gpus() if uuids else ():
-            if gpu.uuid in uuids:
-                with contextlib.suppress(MachineFault):
-                    used, total = gpu.used_bytes() / 1e9, gpu.total_bytes() / 1e9
-                    found.append(Card(gpu.index, gpu.uuid, gpu.name, gpu.busy_share(), used, total))
-    return tuple(found)
+    for uuid in uuids:
+        with contextlib.suppress(MachineFault):
+            gpu = card_of(uuid)
+            used, total = gpu.used_bytes() / 1e9, gpu.total_bytes() / 1e9
+            found.append(Card(gpu.index, gpu.uuid, gpu.name, busy_share(gpu), used, total))
+    return tuple(sorted(found, key=lambda card: card.index))
+
+
+card_of = lru_cache(maxsize=16)(gpu_of)
+"""Found once; it is asked twice a second."""
+
+
+def busy_share(gpu: Gpu) -> float | None:
+    try:
+        return gpu.busy_share()
+    except MachineFault:  # a part of a card does not tell
+        return None
 
 
 def tail(log: Path, lines: int) -> list[str]:

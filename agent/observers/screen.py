@@ -74,8 +74,11 @@ def money(figures: Figures) -> str:
 
 
 def card(c: Card, width: int) -> Text:
-    line = Text(f"GPU {c.index}  ").append_text(bar(c.busy, 12)).append(f" {c.busy:4.0%}   memory ")
-    line.append_text(bar(c.used / c.total if c.total else 0.0, 12)).append(f" {c.used:.1f} of {c.total:.0f} GB")
+    line = Text(f"GPU {c.index}  ")
+    if c.busy is not None:
+        line.append_text(bar(c.busy, 12)).append(f" {c.busy:4.0%}   ")
+    line.append("memory ").append_text(bar(c.used / c.total if c.total else 0.0, 12))
+    line.append(f" {c.used:.1f} of {c.total:.0f} GB")
     return line.append(f"   {c.name}", "dim")
 
 

@@ -39,7 +39,7 @@ class Served:
         assert self.process.stdout
         url = self.process.stdout.readline().strip()
         why = log.read_text().strip().splitlines()[-1:] or ["it ended"]
-        self.say(f"the night is shown at {url}" if url else f"the page can't be shown: {why[0]}")
+        self.say(f"page: {url}" if url else f"the page can't be shown: {why[0]}")
 
     def see(self, event: Event, night: Night, history: History) -> None: ...
     def tick(self) -> None: ...

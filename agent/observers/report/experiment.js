@@ -78,9 +78,19 @@ async function plots(own, base) {
   const curves = all.flatMap(({ who, trial }) => (trial.curve || []).map(([x, y]) => ({ who, x, y, trial: `${who} ${trial.number}` })));
   for (const [id, rows] of Object.entries({ seeds, curves })) {
     const [place, title] = [$(id), $(`${id}-title`)];
-    if (rows.length && place) await draw(place, specs()[id], { [id]: rows });
+    const spec = id === "curves" ? withoutFall(specs()[id], rows) : specs()[id];
+    if (rows.length && place) await draw(place, spec, { [id]: rows });
     else [place, title].forEach((part) => part?.remove());
   }
+}
+
+// The steep fall at the beginning would flatten the rest, where curves differ: the scale is that of what comes after it.
+function withoutFall(spec, rows) {
+  const late = rows.filter(({ x }) => x >= 0.1).map(({ y }) => y), all = Math.max(...rows.map(({ y }) => y));
+  const [low, high] = [Math.min(...late), Math.max(...late)], room = 0.15 * (high - low);
+  if (late.length < 20 || all < high + room) return spec;
+  const { y } = spec.encoding;
+  return { ...spec, encoding: { ...spec.encoding, y: { ...y, scale: { ...y.scale, domain: [low - room, high + room], nice: false } } } };
 }
 
 function change(own) {

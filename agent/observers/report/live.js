@@ -63,7 +63,7 @@ function showRun(run) {
   const facts = [
     small("Loss", number(run.loss, 4), known(away) ? `${number(Math.abs(away), 2)} ${away < 0 ? "below" : "above"} the incumbent\u2019s at ${share}` : ""),
     small("Left", known(run.left) ? duration(run.left) : "\u2013", `${duration(run.seconds)} since its start`),
-    card ? small(`GPU ${card.index}`, percent(card.busy), `${number(card.used, 3)} of ${number(card.total, 3)} GB`) : small("Slot", String(job.slot), "on the CPU"),
+    card ? small(`GPU ${card.index}`, known(card.busy) ? percent(card.busy) : "\u2013", `${number(card.used, 3)} of ${number(card.total, 3)} GB`) : small("Slot", String(job.slot), "on the CPU"),
   ];
   const phase = job.what === "test" ? "held-out test" : job.phase === "startup" ? "starts" : job.phase === "training" ? `training ${share}` : "is scored";
   const head = [make("p", { class: "eyebrow" }, make("b", {}, `#${job.experiment}`), job.what === "test" ? "" : ` trial ${job.number + 1}`, ` \u00b7 ${phase}`, skipper(job.experiment)),
@@ -88,7 +88,7 @@ async function showCurve(place, run) {
   if (plot?.view) plot.view.data("curves", rows).runAsync();
   if (plot) return;
   drawn.set(key, {});
-  drawn.set(key, await draw(place, { ...specs().curves, height: 150 }, { curves: rows }));
+  drawn.set(key, await draw(place, withoutFall({ ...specs().curves, height: 150 }, rows), { curves: rows }));
 }
 
 // All that was decided.
