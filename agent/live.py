@@ -15,7 +15,7 @@ from pathlib import Path
 
 Curve = Sequence[Sequence[float]]
 """(share of the budget, training loss), by share."""
-POINTS = 100  # of a curve in the file
+POINTS = 80  # of a curve in the file
 NEAR = 0.03  # of the budget: the loss at a point is the mean over so much before it
 
 

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from agent.lab_note import dollars, duration
 from agent.observers.report.times import Times
 from agent.places import place
 from agent.program import Program
-from agent.propose.choose import PROPOSERS, banner, choose_proposer, keys_that_are_set
+from agent.propose.choose import PROPOSERS, banner, choose_proposer, keys_that_are_set, priced
 from agent.protocols import Proposer, Request
 from agent.records import Turn
 from agent.run.environment import find_environment, said
@@ -39,6 +39,7 @@ from agent.workspace import Workspace
 TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
 FREE_GB = 5.0  # of disk, for commits, logs and checkpoints of a night
 MORE = 1.5  # times what an earlier night took in an hour, for the planned one
+LITTLE_GB = 1.0  # of memory, on a machine without a GPU
 HELD = 0.1  # of a GPU's memory: more than this in the hands of others is worth a word
 UNDER_WAY = {"MERGE_HEAD": "a merge", "rebase-merge": "a rebase", "rebase-apply": "a rebase or `git am`",
              "CHERRY_PICK_HEAD": "a cherry-pick", "REVERT_HEAD": "a revert", "BISECT_LOG": "a bisect"}  # fmt: skip
@@ -62,6 +63,8 @@ class Checkup:
     """model, base_url, command."""
     own: str = ""
     """The night that this process itself works on."""
+    contract: Mapping[str, Any] = field(default_factory=dict)
+    """What flags put over program.md."""
 
     @cached_property
     def workspace(self) -> Workspace:
@@ -69,7 +72,7 @@ class Checkup:
 
     @cached_property
     def program(self) -> Program:
-        return ProgramFile(self.workspace.root, {}).load()
+        return ProgramFile(self.workspace.root, self.contract).load()
 
     @cached_property
     def model(self) -> Proposer:
@@ -79,7 +82,7 @@ class Checkup:
         yield "python", lambda: f"{sys.version.split()[0]} at {sys.executable}"
         yield "git", git_version
         yield "repository", self.repository
-        yield "program.md", self.contract
+        yield "program.md", self.stated
         yield "data", self.data
         yield "interpreter", self.interpreter
         yield "device", self.device
@@ -103,7 +106,7 @@ class Checkup:
             raise Doubt(f"{folder / 'index.lock'} is there: if no git runs, delete it")
         return str(workspace.root)
 
-    def contract(self) -> str:
+    def stated(self) -> str:
         workspace, program = self.workspace, self.program
         workspace.check(workspace.head, [*program.edit, *program.protect])
         workspace.check_submodules()
@@ -150,6 +153,8 @@ class Checkup:
         """Who else holds memory of the GPU, or of a machine without one."""
         if find_device(self.program.device) == "cpu":
             free = psutil.virtual_memory().available / 1e9
+            if free < LITTLE_GB:
+                raise Doubt(f"only {free:.1f} GB are free: end what you don't need")
             return f"{free:.0f} GB free of {psutil.virtual_memory().total / 1e9:.0f} GB"
         told = []
         for gpu in visible_gpus():
@@ -198,9 +203,10 @@ class Checkup:
         if not self.ask_model or model.name in ("search", "replay"):
             asked = "; --ask-model makes a small call of it" if model.name not in ("search", "replay") else ""
             return banner(model) + asked
-        if hasattr(model, "policy"):
-            brief = replace(model.policy, max_output=FEW, paid_calls=1, deadline=90.0)  # type: ignore[attr-defined]
-            model.policy = brief  # type: ignore[attr-defined]
+        from agent.propose.llm import ApiProposer  # its SDKs take seconds to load, and few need it
+
+        if isinstance(model, ApiProposer):
+            model.policy = replace(model.policy, max_output=FEW, paid_calls=1, deadline=90.0)
         began = time.monotonic()
         try:
             reply = model.propose(request)
@@ -212,8 +218,6 @@ class Checkup:
         return f"{model.name} {model.model} answered in {duration(time.monotonic() - began)} {paid}"
 
     def price(self) -> str:
-        from agent.propose.choose import priced
-
         if self.model.name in ("search", "replay"):
             return "nothing is called, so nothing is paid"
         if "not known" in (text := priced(self.model)):

@@ -140,5 +140,5 @@ def notes(root: Path, found: Found, metric: Printed, known: dict[str, Printed]) 
     if not found.speaks:
         told.append(f"{found.script} was not seen to print progress, like `step 10 loss 3.2`: it gives the curves")
     if "{seconds}" not in found.run and "RESEARCH_BUDGET" not in (root / found.script).read_text("utf-8", "replace"):
-        told.append(f"{found.script} should end with its budget: it is in RESEARCH_BUDGET_SECONDS, or {{seconds}} in `run`")
+        told.append(f"{found.script} should end with its budget: RESEARCH_BUDGET_SECONDS, or {{seconds}} in `run`")
     return told

@@ -136,7 +136,7 @@ def run(
         print("stopped before anything was begun: the same command begins again", file=sys.stderr)
         raise typer.Exit(3) from None
     listen(parts)
-    warn(Checkup(repo, hours or 8.0, own=parts.home.name), teller(parts.console))
+    warn(Checkup(repo, hours or 8.0, own=parts.home.name, contract=flags.contract), teller(parts.console))
     try:
         ended = parts.run()
         parts.close()

@@ -164,7 +164,7 @@ def next_line(a: Ahead, at: float, width: int) -> Text:
 def rows(verdicts: Sequence[Experiment], metric: str, width: int, most: int) -> Lines:
     """A line for each verdict, newest first, under a line of names."""
     wide = width >= INTERVALS
-    interval = f"{'90% interval':>21}" if wide else ""
+    interval = f"{'90% interval':>24}" if wide else ""
     names = Text(f"{'#':>5} {'verdict':<14} {metric[:9]:>9} {'effect':>9}{interval}  what", "dim")
     lines = [verdict_line(e, wide) for e in verdicts[: max(0, most)] if e.verdict]
     return [names, *lines] if lines else [Text("none yet", "dim")]
@@ -179,7 +179,7 @@ def verdict_line(e: Experiment, wide: bool) -> Text:
     figure = "-" if value is None else f"{value:.5g}"
     line.append(f" {figure:>9} {effect:>9}")
     if wide:
-        line.append(f"{f'{v.interval[0]:+.3g} .. {v.interval[1]:+.3g}' if v.interval else '':>21}", "dim")
+        line.append(f"{f'{v.interval[0]:+.3g} .. {v.interval[1]:+.3g}' if v.interval else '':>24}", "dim")
     return line.append("  ").append(cell(e.label) if v.metric is not None else cell(v.reason))
 
 

@@ -6,6 +6,7 @@ interpreted.
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 
 from rich.console import Console, ConsoleDimensions, Group
@@ -119,6 +120,7 @@ class LiveTerminal(Terminal):
     def __init__(self, home: Path, console: Console | None = None):
         super().__init__(home, console)
         self.live: Live | None = None
+        self.broken = False
         self.size = ConsoleDimensions(0, 0)
         self.shown: dict[int, tuple[state.Experiment, Experiment]] = {}
 
@@ -134,12 +136,20 @@ class LiveTerminal(Terminal):
         super().see(event, night, history)
 
     def tick(self) -> None:
-        if not self.night.program:
-            return
+        if self.night.program and not self.broken:
+            try:
+                self.draw()
+            except Exception:  # the lines are worth more than the picture
+                self.broken = True
+                self.leave()
+                log = self.home / "logs" / "picture.log"
+                log.write_text(traceback.format_exc(), encoding="utf-8")
+                self.say(f"the picture of the night failed, {log} says how: lines alone from here on")
+
+    def draw(self) -> None:
         size = self.console.size
         if self.live and size != self.size:  # what was drawn has been wrapped by the terminal, nobody knows how
-            self.live.stop()
-            self.live = None
+            self.leave()
             self.console.clear()
         self.size = size
         if size.width < FEWEST[0] or size.height < FEWEST[1]:
@@ -174,11 +184,16 @@ class LiveTerminal(Terminal):
         self.shown = shown
         return [whole for _, whole in shown.values()]
 
+    def leave(self) -> None:
+        """What was drawn last stays."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
     def close(self) -> None:
         if self.live is not None:
             self.live.update(self.drawn(ended=bool(self.night.ended)), refresh=True)
-            self.live.stop()
-            self.live = None
+        self.leave()
 
 
 def terminal(home: Path, console: Console, plain: bool = False) -> Terminal:

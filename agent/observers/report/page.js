@@ -99,8 +99,8 @@ function showFacts(facts) {
     : fact("Trials", String(facts.trials)));
   const sum = Object.values(night.times).reduce((all, seconds) => all + seconds, 0);
   if (sum) cells.push(fact("In training", percent(night.times.training / sum), "of the slots\u2019 time"));
-  cells.push(fact("Dollars", dollars(facts.spent), known(facts.cap) ? `of ${dollars(facts.cap)} allowed` : "", known(facts.per_experiment) ? `${dollars(facts.per_experiment)} per experiment` : "",
-    known(facts.per_gain) ? `${dollars(facts.per_gain)} per confirmed gain` : "",
+  cells.push(fact("Dollars", dollars(facts.spent), known(facts.cap) ? `of ${dollars(facts.cap)} allowed` : "", facts.spent && known(facts.per_experiment) ? `${dollars(facts.per_experiment)} per experiment` : "",
+    facts.spent && known(facts.per_gain) ? `${dollars(facts.per_gain)} per confirmed gain` : "",
     facts.unknown_prices ? "the proposer names no price" : `${facts.tokens.toLocaleString("en")} tokens`));
   $("facts").replaceChildren(...cells);
 }
