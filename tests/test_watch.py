@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 from conftest import ROOT, make_repository
 from filelock import FileLock
 from long_night import HOSTILE, long_night
+from rich.console import Console
 from test_loop import PROGRAM, block, command, environment, write_replies
 from test_report import BROWSER, browser  # noqa: F401
 
@@ -29,6 +31,7 @@ from agent.inbox import SpoolInbox
 from agent.observers import now, screen
 from agent.observers.now import Tally
 from agent.observers.report.read import Reader
+from agent.observers.terminal import LiveTerminal, terminal
 from bench.stop import journal
 
 TRAIN = """\
@@ -198,12 +201,6 @@ def test_the_live_view_in_tmux(project: Path, tmp_path: Path, width: int, height
 
 def test_lines_alone_where_nobody_could_draw(project: Path, tmp_path: Path):
     """Neither on a pipe, nor on a terminal that is dumb or where they are wished."""
-    from io import StringIO
-
-    from rich.console import Console
-
-    from agent.observers.terminal import LiveTerminal, terminal
-
     class Tty(StringIO):
         def isatty(self) -> bool:
             return True
@@ -213,6 +210,20 @@ def test_lines_alone_where_nobody_could_draw(project: Path, tmp_path: Path):
     assert isinstance(terminal(project, real), LiveTerminal)
     for console, plain in ((real, True), (dumb, False), (forced, False)):
         assert not isinstance(terminal(project, console, plain), LiveTerminal)
+
+
+def test_a_picture_that_fails_leaves_the_lines(tmp_path: Path):
+    home, said = long_night(tmp_path / "night", 3), StringIO()
+    reader = Reader(home)
+    reader.read()
+    view = LiveTerminal(home, Console(file=said, force_terminal=True, width=300, height=30))
+    view.start(reader.night, reader.history)
+    live.write(home, live.Live(0, "train", 3, 0, 1.0, "log", "training", 1.0, "no curve"))  # type: ignore[arg-type]
+    view.tick()
+    view.see(ev.Noted(text="something else"), reader.night, reader.history)
+    view.close()
+    assert "lines alone from here on" in said.getvalue() and "something else" in said.getvalue()
+    assert "Traceback" in (home / "logs" / "picture.log").read_text()
 
 
 # As a page.

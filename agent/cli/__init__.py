@@ -18,8 +18,10 @@ from rich.console import Console
 from typer.exceptions import TyperException
 
 from agent.cli import check, night, service, show, watch
+from agent.cli.nights import newest
 from agent.cli.output import survive
 from agent.errors import Failure, MachineFault
+from agent.workspace import project_folder
 
 HELP = (__doc__ or "").partition("\n")[0]
 app = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
@@ -30,13 +32,17 @@ for group in (night, show, watch, check, service):
 
 @app.callback()
 def bare(context: typer.Context) -> None:
+    """An overnight research loop: one measured change to the training code at a time."""
     if context.invoked_subcommand is not None:
         return
-    console = Console(highlight=False)
     try:
-        watch.state(Path("."), None, console)
-    except Failure:  # no night, or no repository: then it is told what there is
+        home = newest(project_folder(Path(".")))
+    except Failure:  # no repository
+        home = None
+    if home is None:
         print(context.get_help())
+    else:
+        watch.state(home, Console(highlight=False))
 
 
 def guarded(command: typer.Typer, name: str) -> None:

@@ -31,6 +31,8 @@ from agent.propose.choose import PROPOSERS
 from agent.records import Stoppers
 from agent.storage import disk_full, is_full
 
+SHOW_CURSOR = "\x1b[?25h"  # the live view hides it
+
 
 def run(
     tag: Annotated[
@@ -170,7 +172,7 @@ def listen(parts: Parts) -> None:
             ending.start()
             ending.join(1.0)  # processes that it can't end in this time die with this one
             with contextlib.suppress(OSError):
-                os.write(2, f"\nended at once: {GO_ON}\n".encode())
+                os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}\nended at once: {GO_ON}\n".encode())
             os._exit(3)
         name = signal.Signals(number).name
         parts.inbox.put(Requested(id=f"{name}-{os.getpid()}-{time.time_ns()}", what="stop", text=name))

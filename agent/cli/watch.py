@@ -76,9 +76,8 @@ class Stands:
         return self.known
 
 
-def state(repo: Path, tag: str | None, console: Console) -> None:
+def state(home: Path, console: Console) -> None:
     """The picture of the live view, once."""
-    home = find_night(repo, tag)
     reader = Reader(home)
     reader.read()
     night, history = reader.night, reader.history

@@ -29,6 +29,7 @@ from agent.records import Experiment
 
 SMALL = 23  # lines of the picture on a terminal of 24
 SHARE = 0.7  # of the lines of a larger one; above it stand the newest lines of what happened
+SHORTEST = 0.2  # seconds between two pictures, however much happens
 FEWEST = 40, 10  # columns and lines without which there is no picture
 
 __all__ = ["LiveTerminal", "Terminal", "paused", "terminal"]
@@ -120,13 +121,14 @@ class LiveTerminal(Terminal):
     def __init__(self, home: Path, console: Console | None = None):
         super().__init__(home, console)
         self.live: Live | None = None
-        self.broken = False
+        self.broken, self.last = False, 0.0
         self.size = ConsoleDimensions(0, 0)
         self.shown: dict[int, tuple[state.Experiment, Experiment]] = {}
 
     def start(self, night: Night, history: History) -> None:
         ledger = Ledger(self.home, readonly=True)
-        self.tally = Tally.of((event for _, event in ledger.events()), night, history)
+        seen = (event for _, event in ledger.events() if event.at <= night.now)
+        self.tally = Tally.of(seen, night, history)
         ledger.close()
         self.night, self.history = night, history
 
@@ -136,13 +138,15 @@ class LiveTerminal(Terminal):
         super().see(event, night, history)
 
     def tick(self) -> None:
-        if self.night.program and not self.broken:
+        if self.night.program and not self.broken and time.monotonic() - self.last > SHORTEST:
+            self.last = time.monotonic()
             try:
                 self.draw()
             except Exception:  # the lines are worth more than the picture
                 self.broken = True
                 self.leave()
                 log = self.home / "logs" / "picture.log"
+                log.parent.mkdir(exist_ok=True)
                 log.write_text(traceback.format_exc(), encoding="utf-8")
                 self.say(f"the picture of the night failed, {log} says how: lines alone from here on")
 
