@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.client import HTTPConnection
 from io import StringIO
 from pathlib import Path
@@ -116,6 +117,25 @@ def test_the_picture_of_a_night_fits_and_says_what_runs_and_what_was_gained(tmp_
         assert re.search(r"loss 1\.\d+  0\.\d+ (above|below) the incumbent's at this point", said), said
         assert "step 2 [red]loss" in said and re.search(r"gain 0\.0\d+ \(95%: 0\.0\d+ \.\. 0\.0\d+\)", said)
         assert len(re.findall(r"discard|keep|crash", said)) >= min(40, height - 16)
+
+
+def test_eight_gpus_fit_on_a_small_terminal(tmp_path: Path):
+    home = long_night(tmp_path / "night", 20)
+    reader = Reader(home)
+    reader.read()
+    night, history = reader.night, reader.history
+    for slot in range(8):
+        curve = [(k / 10, 4 - k / 10) for k in range(slot + 1)]
+        began, card = time.time() - 5, f"GPU-{slot}"
+        live.write(home, live.Live(slot, "train", 10 + slot, 1, began, "", "training", began, curve, card))
+    seen = now.look(home, night, history, at_work=True)
+    cards = [now.Card(n, f"GPU-{n}", "Some GPU", 0.5 if n else None, 60.0, 80.0) for n in range(8)]
+    figures = Tally.of((event for _, event in reader.ledger.events()), night, history).figures(night, history, seen)
+    verdicts = [history.brief(night.experiments[n]) for n in reversed(night.order)]
+    lines = screen.picture("night", "val_bpb", replace(seen, cards=cards), figures, verdicts, 79, 23)
+    said = "\n".join(line.plain for line in lines)
+    assert len(lines) <= 23 and all(f"#{10 + slot} training" in said for slot in range(8))
+    assert "8 GPUs" in said and "50%" in said and "480.0 of 640 GB" in said and said.count("discard") >= 2
 
 
 def test_a_tally_that_goes_on_with_the_events_is_that_of_the_whole_journal(tmp_path: Path):

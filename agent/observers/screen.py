@@ -23,6 +23,7 @@ from agent.records import Experiment
 WIDE = 130  # columns from which verdicts stand beside what is at work
 INTERVALS = 90  # columns from which each verdict has its interval
 GAP = 3
+FEW = 2  # GPUs that have a line each
 BARS = "▁▂▃▄▅▆▇█"
 Lines = list[Text]
 
@@ -31,7 +32,7 @@ def picture(
     tag: str, metric: str, now: Now, figures: Figures, verdicts: Sequence[Experiment], width: int, height: int
 ) -> Lines:
     """At most `height` lines of `width`; `verdicts` newest first."""
-    lines = [*top(tag, metric, now, figures, width), *(card(c, width) for c in now.cards[:4])]
+    lines = [*top(tag, metric, now, figures, width), *gpus(now.cards)]
     left = height - len(lines)
     if width >= WIDE:
         each = (width - GAP) // 2
@@ -73,13 +74,22 @@ def money(figures: Figures) -> str:
     return f"${figures.spent:.2f}" + (f" of ${figures.cap:.2f} spent" if figures.cap is not None else " spent")
 
 
-def card(c: Card, width: int) -> Text:
-    line = Text(f"GPU {c.index}  ")
-    if c.busy is not None:
-        line.append_text(bar(c.busy, 12)).append(f" {c.busy:4.0%}   ")
-    line.append("memory ").append_text(bar(c.used / c.total if c.total else 0.0, 12))
-    line.append(f" {c.used:.1f} of {c.total:.0f} GB")
-    return line.append(f"   {c.name}", "dim")
+def gpus(cards: Sequence[Card]) -> Lines:
+    """A line for each of a few, one for many."""
+    if len(cards) <= FEW:
+        return [gpu(f"GPU {c.index}", c.busy, c.used, c.total, c.name) for c in cards]
+    busy = [c.busy for c in cards if c.busy is not None]
+    mean = sum(busy) / len(busy) if busy else None
+    used, total = sum(c.used for c in cards), sum(c.total for c in cards)
+    return [gpu(f"{len(cards)} GPUs", mean, used, total, cards[0].name)]
+
+
+def gpu(which: str, busy: float | None, used: float, total: float, name: str) -> Text:
+    line = Text(f"{which}  ")
+    if busy is not None:
+        line.append_text(bar(busy, 12)).append(f" {busy:4.0%}   ")
+    line.append("memory ").append_text(bar(used / total if total else 0.0, 12))
+    return line.append(f" {used:.1f} of {total:.0f} GB").append(f"   {name}", "dim")
 
 
 def section(name: str, lines: Lines, width: int) -> Lines:
@@ -89,8 +99,8 @@ def section(name: str, lines: Lines, width: int) -> Lines:
 def at_work(now: Now, width: int, height: int) -> Lines:
     """What runs, each with as much of its log and curve as there is room for; then what is asked and what is ready."""
     ahead = [next_line(a, now.at, width) for a in now.ahead[: max(1, height // 4)]]
-    each = max(2, (height - len(ahead)) // len(now.running)) if now.running else 0
-    lines = [line for r in now.running for line in running(r, width, each)]
+    each = (height - len(ahead)) // len(now.running) if now.running else 0
+    lines = [line for r in now.running for line in (running(r, width, each) if each >= 2 else [brief(r)])]
     if not lines and not ahead:
         lines = [Text("nothing runs", "dim")]
     return [*lines, *ahead][:height]
@@ -112,6 +122,15 @@ def running(r: Running, width: int, height: int) -> Lines:
         lines += curves(r, width - 3)
     said = tail(Path(job.log), min(12, max(0, height - len(lines))))
     return [*lines, *(Text(f"   {line}", "dim") for line in said)][:height]
+
+
+def brief(r: Running) -> Text:
+    """The same in one line, where many run."""
+    line = Text.assemble((f"#{r.job.experiment} ", "bold"), f"{r.job.phase:<10} ").append_text(bar(r.job.share, 10))
+    line.append(f" {r.job.share:4.0%}")
+    if r.loss is not None and r.against is not None:
+        line.append(f"  {r.loss - r.against:+.3g}", "green" if r.loss < r.against else "yellow")
+    return line.append(f"  {r.label}", "dim")
 
 
 def progress(r: Running, width: int) -> Text:

@@ -1,8 +1,9 @@
 // The page of a night at work: it asks the server that it comes from, which pushes what is new. With the token of the
 // URL that was printed it can also steer.
 
+const MANY = 2;  // trials at once: more of them stand beside each other, with less of their logs
 const token = readToken();
-let can = [], moment = null, cursor = -1, drawn = new Map(), version = null;
+let can = [], moment = null, cursor = -1, drawn = new WeakMap(), version = null;
 const detailsOf = (n) => ask(`experiment/${n}`);
 order = { by: "n", up: false };
 
@@ -36,16 +37,29 @@ async function tell(method, path, content) {
 // What is at work.
 
 function showNow() {
-  const jobs = moment.running.map((run) => `${run.job.slot}`);
-  for (const [slot, plot] of drawn) if (!jobs.includes(slot)) { plot.finalize?.(); drawn.delete(slot); $(`slot-${slot}`)?.remove(); }
+  const slots = moment.running.map((run) => String(run.job.slot));
+  for (const box of $("now").querySelectorAll(".run")) if (!slots.includes(box.dataset.slot)) forget(box);
+  $("now").classList.toggle("many", slots.length > MANY);
   for (const run of moment.running) showRun(run);
-  $("ahead")?.remove();
-  const list = moment.ahead.map((a) => make("li", {}, make("b", {}, `#${a.experiment} `), a.doing,
-    a.since ? ` ${duration(Math.max(0, moment.at - a.since))}` : "", make("span", { class: "quiet" }, ` ${a.label}`), skipper(a.experiment)));
-  if (list.length) $("now").append(make("ul", { id: "ahead" }, list));
-  $("now").classList.toggle("idle", !moment.running.length && !list.length);
+  showAhead();
   showState();
   showButtons();
+}
+
+function forget(box) {
+  drawn.get(box.querySelector(".plot"))?.finalize?.();
+  box.remove();
+}
+
+// What is asked and what is ready. Made anew only where it is another: a button must not go away under a finger.
+function showAhead() {
+  const which = moment.ahead.map((a) => `${a.experiment} ${a.doing}`).join();
+  if ($("ahead")?.dataset.which !== which) {
+    $("ahead")?.remove();
+    if (which) $("now").append(make("ul", { id: "ahead", "data-which": which }, moment.ahead.map((a) => make("li", {},
+      make("b", {}, `#${a.experiment} `), a.doing, make("span", { class: "since" }), make("span", { class: "quiet" }, ` ${a.label}`), skipper(a.experiment)))));
+  }
+  moment.ahead.forEach((a, at) => { $("ahead").children[at].querySelector(".since").textContent = a.since ? ` ${duration(Math.max(0, moment.at - a.since))}` : ""; });
 }
 
 function showState() {
@@ -66,29 +80,36 @@ function showRun(run) {
     card ? small(`GPU ${card.index}`, known(card.busy) ? percent(card.busy) : "\u2013", `${number(card.used, 3)} of ${number(card.total, 3)} GB`) : small("Slot", String(job.slot), "on the CPU"),
   ];
   const phase = job.what === "test" ? "held-out test" : job.phase === "startup" ? "starts" : job.phase === "training" ? `training ${share}` : "is scored";
-  const head = [make("p", { class: "eyebrow" }, make("b", {}, `#${job.experiment}`), job.what === "test" ? "" : ` trial ${job.number + 1}`, ` \u00b7 ${phase}`, skipper(job.experiment)),
+  const head = [make("p", { class: "eyebrow" }, make("b", {}, `#${job.experiment}`), job.what === "test" ? "" : ` trial ${job.number + 1}`, ` \u00b7 ${phase}`),
     make("p", { class: "claim" }, run.label), make("div", { class: "progress" }, make("i", { style: { width: share } })), make("div", { class: "small" }, facts)];
-  const log = make("pre", { class: "log" }, run.log.join("\n") || "nothing is printed yet");
-  let box = $(id);
-  if (!box) {
-    box = make("article", { id, class: "run" }, make("div", { class: "told" }), make("div", { class: "plot" }), make("div", { class: "said" }));
-    $("now").prepend(box);
-  }
+  const box = boxOf(job, id);
   box.querySelector(".told").replaceChildren(...head);
-  box.querySelector(".said").replaceChildren(log);
+  box.querySelector(".log").textContent = run.log.slice(moment.running.length > MANY ? -3 : 0).join("\n") || "nothing is printed yet";
   showCurve(box.querySelector(".plot"), run);
 }
 
+// Its place on the page, by slot; another experiment in the slot gets a new one.
+function boxOf(job, id) {
+  if ($(id) && $(id).dataset.experiment !== String(job.experiment)) forget($(id));
+  if (!$(id)) {
+    const next = [...$("now").querySelectorAll(".run")].find((box) => +box.dataset.slot > job.slot) || $("ahead");
+    $("now").insertBefore(make("article", { id, class: "run", "data-slot": job.slot, "data-experiment": job.experiment },
+      make("div", {}, skipper(job.experiment), make("div", { class: "told" })), make("div", { class: "plot" }),
+      make("div", { class: "said" }, make("pre", { class: "log" }))), next);
+  }
+  return $(id);
+}
+
 async function showCurve(place, run) {
-  const key = String(run.job.slot), rows = [["this experiment", run.job.curve], ["its incumbent", run.base]].flatMap(([who, curve]) =>
+  const rows = [["this experiment", run.job.curve], ["its incumbent", run.base]].flatMap(([who, curve]) =>
     curve.map(([x, y]) => ({ who, x, y, trial: who })));
   place.hidden = !rows.length;
   if (!night || !rows.length) return;
-  const plot = drawn.get(key);
-  if (plot?.view) plot.view.data("curves", rows).runAsync();
-  if (plot) return;
-  drawn.set(key, {});
-  drawn.set(key, await draw(place, withoutFall({ ...specs().curves, height: 150 }, rows), { curves: rows }));
+  if (drawn.has(place)) drawn.get(place).view?.data("curves", rows).runAsync();
+  else {
+    drawn.set(place, {});  // until it is drawn
+    drawn.set(place, await draw(place, withoutFall({ ...specs().curves, height: 150 }, rows), { curves: rows }));
+  }
 }
 
 // All that was decided.
