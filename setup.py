@@ -8,5 +8,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["agent", "agent.*"]), "agent.prompts"],
     package_dir={"agent.prompts": "prompts"},
-    package_data={"agent.prompts": ["*.j2"], "agent.observers.report": ["page.*"]},
+    package_data={"agent.prompts": ["*.j2"], "agent.observers.report": ["*.html", "*.css", "*.js"]},
 )

@@ -169,20 +169,20 @@ class Ledger:
         except (ValueError, KeyError) as error:
             raise Damaged(self.path, f"event {number}: {str(error).partition(chr(10))[0]}") from None
 
-    def nights(self) -> Iterator[tuple[Event, Night]]:
-        """Each event, and the night with it. Raises Damaged where events are missing."""
-        night = Night()
-        for number, event in self.events():
+    def nights(self, night: Night = Night(), after: int = 0) -> Iterator[tuple[int, Event, Night]]:  # noqa: B008
+        """Each event with its number, and the night with it; from the beginning, or on from `night`, whose last event
+        has the number `after`. Raises Damaged where events are missing."""
+        for number, event in self.events(after):
             try:
                 night = night.after(event)
             except OutOfOrder as error:
                 raise Damaged(self.path, f"event {number}: {error}") from None
-            yield event, night
+            yield number, event, night
 
     def night(self) -> Night:
         """The sum of all events."""
         night = Night()
-        for _, night in self.nights():  # noqa: B007
+        for *_, night in self.nights():  # noqa: B007
             pass
         return night
 

@@ -262,7 +262,7 @@ def test_two_slots_run_at_once_in_folders_of_their_own(tmp_path):
 def test_how_far_a_trial_is_can_be_read_while_it_runs(lab):
     lab.start(lab.job(HEAD + "step(1, 2.5, 50)\nwhile True: time.sleep(0.1); step(2, 2.5, 50)"))
     (now,) = wait_for(lambda: [job for job in live.read(lab.home) if job.phase == "training" and job.share])
-    assert (now.experiment, now.slot, now.share, now.loss) == (1, 0, 0.5, 2.5)
+    assert (now.experiment, now.slot, now.share, now.curve[-1][1]) == (1, 0, 0.5, 2.5)
     lab.executor.cancel(1, 0, "seen")
     wait_for(lambda: not live.read(lab.home))
 

@@ -9,21 +9,40 @@ import errno
 import os
 import sqlite3
 import sys
+from pathlib import Path
 
 import typer
+from rich.console import Console
 
 # The base of all that a command line can have wrong; typer gives it no name of its own yet.
 from typer.exceptions import TyperException
 
-from agent.cli import after, check, experiment, night, service, show
+from agent.cli import after, check, experiment, night, service, show, watch
+from agent.cli.nights import newest
 from agent.cli.output import survive
 from agent.errors import Failure, MachineFault
+from agent.workspace import project_folder
 
 HELP = (__doc__ or "").partition("\n")[0]
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
-for group in (night, show, experiment, after, check, service):
+app = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
+for group in (night, show, experiment, after, watch, check, service):
     for command in group.COMMANDS:
         app.command()(command)
+
+
+@app.callback()
+def bare(context: typer.Context) -> None:
+    """An overnight research loop: one measured change to the training code at a time."""
+    if context.invoked_subcommand is not None:
+        return
+    try:
+        home = newest(project_folder(Path(".")))
+    except Failure:  # no repository
+        home = None
+    if home is None:
+        print(context.get_help())
+    else:
+        watch.state(home, Console(highlight=False))
 
 
 def guarded(command: typer.Typer, name: str) -> None:

@@ -12,11 +12,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from agent import doctor as checkup
 from agent.cli import new_program
+from agent.cli.checkup import Checkup, examine
 from agent.cli.show import Repo, Tag
 from agent.cli.wiring import reopen
+from agent.errors import Failure
 from agent.judge.audit import audit as measure_again
+from agent.program import PLACEHOLDER
 
 
 def audit(
@@ -43,20 +45,47 @@ def interruptible() -> Iterator[None]:
         os._exit(130)  # the trials end with this process
 
 
-def doctor(repo: Repo = Path(".")) -> None:
-    """Check this machine and repository, and say what to do about what is missing."""
-    healthy = checkup.examine(repo, Console(highlight=False, soft_wrap=True))
-    raise typer.Exit(0 if healthy else 2)
+def doctor(
+    repo: Repo = Path("."),
+    hours: Annotated[float, typer.Option(min=0, help="Of the planned night; for the disk that it needs.")] = 8.0,
+    ask_model: Annotated[
+        bool, typer.Option("--ask-model", help="Make one call of a few tokens: key, credit and model are sure then.")
+    ] = False,
+    proposer: Annotated[str, typer.Option(help="As of `run`.")] = "auto",
+    model: Annotated[str | None, typer.Option(help="As of `run`.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="As of `run`.")] = None,
+    command: Annotated[str | None, typer.Option(help="As of `run`.")] = None,
+) -> None:
+    """Check all that a night needs, or that could end it, and say how to mend what is missing."""
+    settings = {"model": model, "base_url": base_url, "command": command}
+    checkup = Checkup(repo, hours, ask_model, proposer, settings)
+    raise typer.Exit(0 if examine(checkup, Console(highlight=False, soft_wrap=True)) else 2)
 
 
 def init(
     repo: Repo = Path("."),
+    script: Annotated[str | None, typer.Option(help="The training script; default: what looks like it.")] = None,
     metric: Annotated[str | None, typer.Option(help="Name of the metric; default: what the code prints.")] = None,
-    script: Annotated[str, typer.Option(help="The training script.")] = "train.py",
+    direction: Annotated[str | None, typer.Option(help="minimize or maximize; default: by the name.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Training per trial: 20s, 5m, or 2M tokens within 60s.")] = None,
+    ideas: Annotated[str | None, typer.Option(help="What to try first, and what to leave alone.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
-    """Write a program.md for an existing training repository."""
-    path = new_program.write_program(repo, script, metric)
-    typer.echo(f"wrote {path}: read it, say in it what to try, then `python -m agent.loop`")
+    """Write a program.md for an existing training repository, in the folder where it trains."""
+    wanted = new_program.Wanted(script, metric, direction, budget, ideas)
+    ask = None if yes or not (sys.stdin.isatty() and sys.stdout.isatty()) else question
+    path, notes = new_program.write_program(repo, wanted, ask)
+    for note in notes:
+        typer.echo(f"look: {note}")
+    then = "read it" if PLACEHOLDER not in path.read_text("utf-8") else "read it, say in it what to try"
+    typer.echo(f"wrote {path}: {then}, commit, `python -m agent doctor`, then `python -m agent.loop`")
+
+
+def question(text: str, default: str) -> str:
+    try:
+        return str(typer.prompt(text, default=default, show_default=bool(default))).strip()
+    except typer.Abort:
+        raise Failure("nothing was written: the same command asks again") from None
 
 
 COMMANDS = (audit, doctor, init)

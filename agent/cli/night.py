@@ -16,17 +16,22 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from agent import inbox
+from agent.cli.checkup import Checkup, warn
+from agent.cli.dry_run import preview
 from agent.cli.nights import is_worked_on
 from agent.cli.show import Repo, Tag, find_night, show_summary
-from agent.cli.wiring import Flags, Parts, assemble
+from agent.cli.wiring import Flags, Parts, assemble, teller
 from agent.errors import Failure
 from agent.events import Requested
 from agent.limits import GO_ON
 from agent.propose.choose import PROPOSERS
 from agent.records import Stoppers
 from agent.storage import disk_full, is_full
+
+SHOW_CURSOR = "\x1b[?25h"  # the live view hides it
 
 
 def run(
@@ -84,6 +89,12 @@ def run(
         list[str] | None,
         typer.Option(help="Send each experiment to mlflow[:URI], wandb, tensorboard[:FOLDER] or trackio; repeatable."),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first prompt and what the night would cost; begin nothing.")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Lines alone, on any terminal.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show the night as a page too, as `watch` does.")] = False,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="With --watch: where the page is.")] = None,
     slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
@@ -114,11 +125,17 @@ def run(
         notify=notify,
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
+        plain=plain,
+        watch=watch,
+        port=port,
         push=push,
         track=track or (),
         contract={key: value for key, value in overrides.items() if value is not None},
         stoppers=Stoppers(experiments=experiments, hours=hours, usd=usd, tokens=tokens, plateau=plateau),
     )
+    if dry_run:
+        preview(repo, flags, date.today().isoformat(), Console(highlight=False))
+        return
     on_signals(signal.default_int_handler)  # until the loop listens, every signal ends it as Ctrl-C does, tidily
     try:
         parts = assemble(repo, flags, today=date.today().isoformat())
@@ -126,6 +143,7 @@ def run(
         print("stopped before anything was begun: the same command begins again", file=sys.stderr)
         raise typer.Exit(3) from None
     listen(parts)
+    warn(Checkup(repo, hours or 8.0, own=parts.home.name, contract=flags.contract), teller(parts.console))
     try:
         ended = parts.run()
         if lost := parts.rescue():
@@ -162,7 +180,7 @@ def listen(parts: Parts) -> None:
             ending.start()
             ending.join(1.0)  # processes that it can't end in this time die with this one
             with contextlib.suppress(OSError):
-                os.write(2, f"\nended at once: {GO_ON}\n".encode())
+                os.write(2, f"{SHOW_CURSOR if os.isatty(2) else ''}\nended at once: {GO_ON}\n".encode())
             os._exit(3)
         name = signal.Signals(number).name
         parts.inbox.put(Requested(id=f"{name}-{os.getpid()}-{time.time_ns()}", what="stop", text=name))

@@ -46,8 +46,9 @@ from agent.observers.backup import Backup
 from agent.observers.follow import Follower, Observer, say_goodbye
 from agent.observers.notify import Notify, notifier
 from agent.observers.push import Push, end_all
+from agent.observers.served import Served
 from agent.observers.summary import OPEN_DOOR
-from agent.observers.terminal import Terminal
+from agent.observers.terminal import terminal
 from agent.observers.track import Track
 from agent.observers.track import parse as parse_tracker
 from agent.observers.tsv import Results, cell
@@ -84,10 +85,6 @@ def local(workspace: Workspace, room: Sandbox, program: Program, slots: int) -> 
 
 
 EXECUTORS: dict[str, Callable[[Workspace, Sandbox, Program, int], Executor]] = {"local": local}
-OBSERVERS: dict[str, Callable[[Path, Console], Observer]] = {
-    "terminal": Terminal,
-    "results": lambda home, console: Results(home),
-}
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,18 @@ class Flags:
     push: str | None = None
     track: Sequence[str] = ()
     """Experiment trackers, like `mlflow` or `mlflow:URI`."""
+    plain: bool = False
+    """Lines alone, also on a terminal that could show more."""
+    watch: bool = False
+    port: int | None = None
     contract: Mapping[str, Any] = field(default_factory=dict)
+
+
+OBSERVERS: dict[str, Callable[[Path, Console, Flags], Observer]] = {
+    "terminal": lambda home, console, flags: terminal(home, console, flags.plain),
+    "results": lambda home, console, flags: Results(home),
+}
+"""Those of every night."""
 
 
 @dataclass
@@ -128,7 +136,6 @@ class Parts:
     backup: Path
     """Of the ledger, in .git."""
     observers: Sequence[Observer] = ()
-    """Beside those of the table."""
 
     def rescue(self) -> str:
         """Where the night's folder was deleted while this process held the journal open: saves it, and says so."""
@@ -149,8 +156,7 @@ class Parts:
 
     def run(self) -> ev.Ended:
         """The loop, with its observers beside it."""
-        always = [make(self.home, self.console) for make in OBSERVERS.values()]
-        followers = [Follower(self.home, observer) for observer in (*always, *self.observers)]
+        followers = [Follower(self.home, observer) for observer in self.observers]
         for follower in followers:
             follower.start()
         self.loop.notify = lambda: [follower.news.set() for follower in followers]  # type: ignore[assignment]
@@ -238,7 +244,10 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     )
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
     backup = copy_path(workspace.repo, workspace.home)
-    observers: list[Observer] = [Backup(workspace.home, backup)]
+    observers = [make(workspace.home, console, flags) for make in OBSERVERS.values()]
+    observers += [Backup(workspace.home, backup)]
+    if flags.watch:
+        observers.append(Served(workspace.home, root, flags.port, say))
     if flags.push:
         observers.append(Push(workspace.home, root, flags.push, say))
     if service:

@@ -63,10 +63,8 @@ class Notify:
 
     def end(self, title: str, text: str) -> None:
         """The words first, as a picture takes its time and may fail."""
-        overview = None
-        if told := told_of(self.home, brief=True):
-            bases = {e.commit: e.number for e in told.kept}
-            overview = data.overview(told, [data.row(e, told, bases) for e in told.experiments])
+        told = told_of(self.home, brief=True)
+        overview = data.overview(told) if told else None
         self.service.notify(title=title, body="\n".join([text, *closing(overview)]) if overview else text)
         takers = [one for one in self.service if one.attachment_support]
         if not takers or not overview or not overview["facts"]["tried"]:

@@ -1,27 +1,38 @@
-"""What the person sees while the night runs: a line for every event that matters, and on a real terminal a last line
-with what runs now. What models or training code wrote is escaped: it is shown, never interpreted.
+"""What the person sees while the night runs: a line for every event that matters, and on a real terminal a picture of
+the night below them, drawn anew twice a second. What models or training code wrote is escaped: it is shown, never
+interpreted.
 """
 
 from __future__ import annotations
 
 import time
+import traceback
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions, Group
+from rich.live import Live
 from rich.markup import escape
-from rich.status import Status
 
 from agent import events as ev
-from agent import live
+from agent import state
 from agent.events import Event
 from agent.history import History
 from agent.lab_note import duration, number
+from agent.ledger import Ledger
 from agent.night import Night
+from agent.observers import now, screen
+from agent.observers.follow import RECENT
+from agent.observers.now import Tally, paused
 from agent.observers.summary import COLORS
 from agent.observers.tsv import cell
+from agent.records import Experiment
 
-TAIL_BYTES = 2000  # of a running trial's log, to show its last line
-ASKING = {"first": "asking for a proposal", "repair": "asking for a repair", "slip": "sending back the crash"}
+SMALL = 23  # lines of the picture on a terminal of 24
+SHARE = 0.7  # of the lines of a larger one; above it stand the newest lines of what happened
+SHORTEST = 0.2  # seconds between two pictures, however much happens
+FEWEST = 40, 10  # columns and lines without which there is no picture
+
+__all__ = ["LiveTerminal", "Terminal", "paused", "terminal"]
 
 
 class Terminal:
@@ -32,8 +43,6 @@ class Terminal:
     def __init__(self, home: Path, console: Console | None = None):
         self.home = home
         self.console = console or Console(highlight=False, soft_wrap=True)
-        self.status: Status | None = None
-        self.asking: dict[int, tuple[str, float]] = {}  # call -> what is said of it, since when
 
     def start(self, night: Night, history: History) -> None: ...
 
@@ -42,14 +51,8 @@ class Terminal:
 
     def see(self, event: Event, night: Night, history: History) -> None:
         match event:
-            case ev.Asked():
-                self.asking[event.call] = f"#{event.experiment} {ASKING[event.kind]}", time.monotonic()
-            case ev.Replied():
-                self.asking.pop(event.call, None)
-            case ev.CallFailed():
-                self.asking.pop(event.call, None)
-                if not night.paused:  # after that, only a change is worth a line
-                    self.say(f"the proposer failed: {event.reason}")
+            case ev.CallFailed() if not night.paused:  # after that, only a change is worth a line
+                self.say(f"the proposer failed: {event.reason}")
             case ev.TrialBegun(number=0, attempt=1):
                 e = history.whole(night.experiments[event.experiment], brief=True)
                 label = e.label if e.number else "the program as it is, with several seeds"
@@ -108,41 +111,96 @@ class Terminal:
             f"[{color}]{verdict.kind}[/{color}]{review} {escape(cell(verdict.reason))}"
         )
 
+    def tick(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class LiveTerminal(Terminal):
+    """The same lines, above a picture of the night. At the end the last picture stays."""
+
+    def __init__(self, home: Path, console: Console | None = None):
+        super().__init__(home, console)
+        self.live: Live | None = None
+        self.broken, self.last = False, 0.0
+        self.size = ConsoleDimensions(0, 0)
+        self.shown: dict[int, tuple[state.Experiment, Experiment]] = {}
+
+    def start(self, night: Night, history: History) -> None:
+        ledger = Ledger(self.home, readonly=True)
+        seen = (event for _, event in ledger.events() if event.at <= night.now)
+        self.tally = Tally.of(seen, night, history)
+        ledger.close()
+        self.night, self.history = night, history
+
+    def see(self, event: Event, night: Night, history: History) -> None:
+        self.night, self.history = night, history
+        self.tally.see(event, night, history)
+        super().see(event, night, history)
+
     def tick(self) -> None:
-        """The last line: what is asked, and the last line of each running trial."""
-        if not self.console.is_terminal:
+        if self.night.program and not self.broken and time.monotonic() - self.last > SHORTEST:
+            self.last = time.monotonic()
+            try:
+                self.draw()
+            except Exception:  # the lines are worth more than the picture
+                self.broken = True
+                self.leave()
+                log = self.home / "logs" / "picture.log"
+                log.parent.mkdir(exist_ok=True)
+                log.write_text(traceback.format_exc(), encoding="utf-8")
+                self.say(f"the picture of the night failed, {log} says how: lines alone from here on")
+
+    def draw(self) -> None:
+        size = self.console.size
+        if self.live and size != self.size:  # what was drawn has been wrapped by the terminal, nobody knows how
+            self.leave()
+            self.console.clear()
+        self.size = size
+        if size.width < FEWEST[0] or size.height < FEWEST[1]:
             return
-        now = time.monotonic()
-        parts = [f"{what} {duration(now - since)}" for what, since in self.asking.values()]
-        for job in live.read(self.home):
-            doing = f"#{job.experiment} {'training' if job.what == 'train' else 'testing'} {job.number + 1}"
-            parts.append(f"{doing} {duration(time.time() - job.since)} {last_line(Path(job.log))}")
-        text = escape("  |  ".join(parts))
-        if self.status is None:
-            self.status = self.console.status(text)
-            self.status.start()
-        self.status.update(text)
+        if self.live is None:
+            self.live = Live(
+                console=self.console,
+                auto_refresh=False,
+                vertical_overflow="crop",
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self.live.start()
+        self.live.update(self.drawn(ended=False), refresh=True)
+
+    def drawn(self, ended: bool) -> Group:
+        """`ended`: nothing works on it any more, and all of the screen is free for it."""
+        width, height = self.size
+        height = max(min(SMALL, height - 1), int(SHARE * height))
+        night, stands = self.night, self.night.ended.reason if self.night.ended else ""
+        seen = now.look(self.home, night, self.history, at_work=not ended, stands=stands)
+        figures = self.tally.figures(night, self.history, seen)
+        name = self.history.program(night.program).metric.name
+        return Group(*screen.picture(self.home.name, name, seen, figures, self.verdicts(height), width - 1, height))
+
+    def verdicts(self, most: int) -> list[Experiment]:
+        """The newest, newest first; whoever holds them all would hold a night in memory once more."""
+        shown = {}
+        for n in reversed(self.night.order[-min(most, RECENT) :]):
+            e, before = self.night.experiments[n], self.shown.get(n)
+            shown[n] = before if before and before[0] is e else (e, self.history.whole(e, brief=True))
+        self.shown = shown
+        return [whole for _, whole in shown.values()]
+
+    def leave(self) -> None:
+        """What was drawn last stays."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
 
     def close(self) -> None:
-        if self.status is not None:
-            self.status.stop()
-            self.status = None
+        if self.live is not None:
+            self.live.update(self.drawn(ended=bool(self.night.ended)), refresh=True)
+        self.leave()
 
 
-def paused(event: ev.Paused, night: Night) -> str:
-    """What is said of a pause."""
-    meanwhile = f"; {night.fallback} proposes meanwhile" if night.fallback and event.what == "model" else ""
-    again = f", next at {time.strftime('%H:%M:%S', time.localtime(event.until))}" if event.until else ""
-    return f"paused: {event.reason}{meanwhile}; it is tried again by itself{again}"
-
-
-def last_line(log: Path) -> str:
-    """The last non-empty line of a growing log, for one terminal line; empty where there is none."""
-    try:
-        with log.open("rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - TAIL_BYTES))
-            text = file.read().decode("utf-8", "replace").replace("\r", "\n")
-    except OSError:
-        return ""
-    return next((cell(line)[:100] for line in reversed(text.splitlines()) if line.strip()), "")
+def terminal(home: Path, console: Console, plain: bool = False) -> Terminal:
+    """Lines alone where nobody could draw on what they go to, or where they are wished."""
+    drawable = console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+    return LiveTerminal(home, console) if drawable and not plain else Terminal(home, console)

@@ -33,6 +33,10 @@ class Gpu:
         """Raises MachineFault while the driver can't tell."""
         return int(self._ask(pynvml.nvmlDeviceGetMemoryInfo).total)
 
+    def busy_share(self) -> float:
+        """Share of the last moment in which it computed. Raises MachineFault while the driver can't tell."""
+        return int(self._ask(pynvml.nvmlDeviceGetUtilizationRates).gpu) / 100
+
     def processes(self) -> set[int]:
         """Ids of the processes that compute on it, as this machine's kernel or the container's host counts them.
         Raises MachineFault while the driver can't tell."""

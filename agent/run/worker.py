@@ -121,13 +121,18 @@ class Reporter:
 
     def __init__(self, task: Task):
         self._task, self._since, self._next = task, time.time(), 0.0
+        self._trains_since = 0.0
+        self._curve: live.Curve = ()
         self("startup", Progress(1.0))
 
     def __call__(self, phase: str, progress: Progress) -> None:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + LIVE_SECONDS
-            task, curve = self._task, progress.curve
+            task = self._task
+            if phase == "training":  # what the evaluation prints is no curve
+                self._curve = live.thinned(progress.curve)
+                self._trains_since = self._trains_since or time.time()
             live.write(
                 Path(task.home),
                 live.Live(
@@ -138,8 +143,9 @@ class Reporter:
                     since=self._since,
                     log=str(task.log),
                     phase=phase,
-                    share=curve[-1][0] if curve else 0.0,
-                    loss=curve[-1][1] if curve else None,
+                    trains_since=self._trains_since,
+                    curve=self._curve,
+                    gpu=task.card.uuid if task.card else "",
                 ),
             )
 

@@ -9,13 +9,14 @@ import difflib
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from agent.judge.noise import Noise, gain, t_quantile
 from agent.judge.verdict import worked
+from agent.live import Curve, thinned
 from agent.night import Night
 from agent.observers.report.texts import Texts
 from agent.observers.report.times import Times
@@ -48,6 +49,8 @@ class Told:
     """Dollars, with what is reserved for calls in flight; None: not known."""
     night: Night | None = None
     """None: an old one."""
+    training: float = 0.0
+    """Seconds for which trials that run now have trained."""
 
     @cached_property
     def done(self) -> list[Experiment]:
@@ -68,16 +71,13 @@ class Told:
 
 
 def payload(told: Told) -> tuple[Json, Json]:
-    """The overview, and the details."""
-    texts = Texts()
-    bases = {e.commit: e.number for e in told.kept}
-    rows = [row(e, told, bases) for e in told.experiments]
-    details = {str(e.number): entry for e, entry in detailed(told, texts)}
-    return overview(told, rows), {"experiments": details, "texts": texts.packed()}
+    """The overview, and the details of every experiment."""
+    return overview(told), details(told, {e.number for e in told.experiments})
 
 
-def overview(told: Told, rows: list[Json]) -> Json:
-    metric = told.program.metric
+def overview(told: Told) -> Json:
+    """It needs the experiments in brief only."""
+    metric, bases = told.program.metric, {e.commit: e.number for e in told.kept}
     return {
         "tag": told.tag,
         "made": time.time(),
@@ -89,9 +89,16 @@ def overview(told: Told, rows: list[Json]) -> Json:
         "times": use_of_time(told),
         "categories": by_category(told),
         "failures": failures(told),
-        "rows": rows,
+        "rows": [row(e, told, bases) for e in told.experiments],
         "stairs": stairs(told),
     }
+
+
+def details(told: Told, numbers: Collection[int]) -> Json:
+    """What is shown of these experiments when they are opened; they, and what was kept, have to be whole."""
+    texts = Texts()
+    found = {str(e.number): entry for e, entry in detailed(told, texts, numbers)}
+    return {"experiments": found, "texts": texts.packed()}
 
 
 def row(e: Experiment, told: Told, bases: Mapping[str | None, int]) -> Json:
@@ -105,7 +112,7 @@ def row(e: Experiment, told: Told, bases: Mapping[str | None, int]) -> Json:
         "kind": verdict.kind if verdict else "open",
         "review": bool(verdict and verdict.review),
         "kept": bool(verdict and verdict.kept),
-        "label": short(e.label) if e.verdict or e.proposal else "its proposal is not here yet",
+        "label": short(e.label) if e.verdict or e.proposal or not e.number else "its proposal is not here yet",
         "category": short(e.proposal.category) if e.proposal else "",
         "reason": short(verdict.reason) if verdict else "",
         "metric": figure(shown_metric(e)),
@@ -200,6 +207,7 @@ def facts(told: Told) -> Json:
         "hours": hours,
         "per_hour": len(tried) / hours if hours else None,
         "spent": spent,
+        "cap": told.night.stoppers.usd if told.night else None,
         "unknown_prices": len(told.experiments) - len(known),
         "per_experiment": spent / len(tried) if spent is not None and tried else None,
         "per_gain": spent / wins if spent is not None and wins > 0 else None,
@@ -242,6 +250,7 @@ def look(told: Told) -> list[Json]:
 
 def use_of_time(told: Told) -> Json:
     sums = spans([m for e in told.experiments for m in e.measurements])
+    sums["training"] += told.training
     return told.times.shares(**sums) if told.times else sums
 
 
@@ -273,13 +282,14 @@ def failures(told: Told) -> list[Json]:
     return [{"kind": kind, "reason": reason, "numbers": numbers} for (kind, reason), numbers in most]
 
 
-def detailed(told: Told, texts: Texts) -> Iterator[tuple[Experiment, Json]]:
-    """Of each experiment what is shown when it is opened."""
+def detailed(told: Told, texts: Texts, numbers: Collection[int]) -> Iterator[tuple[Experiment, Json]]:
     files, state = {}, {}
     for e in told.kept:
         state = {**state, **e.files}
         files[e.commit] = state
     for e in told.experiments:
+        if e.number not in numbers:
+            continue
         before = files.get(e.parent, {}) if e.number else e.files
         yield e, {
             "hypothesis": texts.add(e.proposal.hypothesis if e.proposal else e.label),
@@ -321,11 +331,9 @@ def trial(t: Trial, texts: Texts) -> Json:
     }
 
 
-def curve(points: Sequence[tuple[float, float]]) -> list[list[float]]:
-    """Thinned to what can be seen; the last point always stays."""
-    every = max(1, math.ceil(len(points) / CURVE_POINTS))
-    some = [*points[: len(points) - 1 : every], *points[-1:]]
-    return [[round(x, 4), float(f"{y:.5g}")] for x, y in some if math.isfinite(x) and math.isfinite(y)]
+def curve(points: Curve) -> list[list[float]]:
+    """Thinned to what can be seen."""
+    return [[round(x, 4), float(f"{y:.5g}")] for x, y in thinned(points, CURVE_POINTS) if math.isfinite(x + y)]
 
 
 def call(c: Call, texts: Texts) -> Json:

@@ -63,7 +63,7 @@ function fact(name, value, ...notes) {
 }
 
 function showTop() {
-  const { facts, metric, setup } = night;
+  const { facts, metric } = night;
   const heading = known(facts.gain) && facts.kept
     ? [make("h1", {}, `${metric.name} `, make("span", { class: "good" }, `${number(facts.baseline)} \u2192 ${number(facts.best)}`))]
     : [make("h1", {}, facts.kept ? `${metric.name} ${number(facts.best)}` : !known(facts.baseline)
@@ -72,9 +72,7 @@ function showTop() {
   if (known(facts.gain) && facts.kept)
     heading.push(make("p", { class: "lead" }, `${certain} ${number(facts.gain, 3)}, 95% interval ${range(facts.interval)}`));
   $("headline").replaceChildren(...heading);
-  const parts = [night.ended ? `Ended: ${night.ended}` : "Not ended yet",
-    setup.proposer, setup.device, setup.sandbox && `sandbox: ${setup.sandbox}`];
-  $("setup").replaceChildren(parts.filter(Boolean).join(" \u00b7 "));
+  showState();
   if (night.look.length) showLook();
   showFacts(facts);
 }
@@ -99,8 +97,10 @@ function showFacts(facts) {
   cells.push(known(facts.per_hour)
     ? fact("Experiments per hour", number(facts.per_hour, 3), `${facts.tried} in ${duration(facts.hours * 3600)}`, `${facts.trials} trials`)
     : fact("Trials", String(facts.trials)));
-  cells.push(fact("Dollars", dollars(facts.spent), known(facts.per_experiment) ? `${dollars(facts.per_experiment)} per experiment` : "",
-    known(facts.per_gain) ? `${dollars(facts.per_gain)} per confirmed gain` : "",
+  const sum = Object.values(night.times).reduce((all, seconds) => all + seconds, 0);
+  if (sum) cells.push(fact("In training", percent(night.times.training / sum), "of the slots\u2019 time"));
+  cells.push(fact("Dollars", dollars(facts.spent), known(facts.cap) ? `of ${dollars(facts.cap)} allowed` : "", facts.spent && known(facts.per_experiment) ? `${dollars(facts.per_experiment)} per experiment` : "",
+    facts.spent && known(facts.per_gain) ? `${dollars(facts.per_gain)} per confirmed gain` : "",
     facts.unknown_prices ? "the proposer names no price" : `${facts.tokens.toLocaleString("en")} tokens`));
   $("facts").replaceChildren(...cells);
 }
@@ -250,118 +250,6 @@ function hint(event) {
   box.style.top = `${event.clientY + 18 + height > innerHeight ? event.clientY - height - 12 : event.clientY + 18}px`;
 }
 
-// One experiment.
-
-async function open(n) {
-  const row = byNumber(n);
-  if (!row) return;
-  current = n;
-  history.replaceState(null, "", `#${n}`);
-  details ??= await unpack($("more").textContent);
-  if (current !== n) return;  // another one was opened while this was unpacked
-  const own = details.experiments[n], base = known(row.base) ? details.experiments[row.base] : null;
-  const failed = row.n && !known(row.metric), said = log(own, failed);
-  $("shown").replaceChildren(...evidence(row, own), ...plot("seeds", base ? "Its trials beside the incumbent\u2019s" : "Its trials"),
-    ...change(own), ...(failed ? said : []), ...plot("curves", "Training loss"), ...trials(row, own, base), ...(failed ? [] : said), ...talk(own));
-  $("details").hidden = false;
-  $("details").scrollTop = 0;
-  $("details").focus({ preventScroll: true });
-  for (const line of $("rows").tBodies[0].rows) line.classList.toggle("chosen", +line.dataset.n === n);
-  chart?.view.data("chosen", chosen()).runAsync();
-  await plots(own, base);
-}
-
-function close() {
-  current = null;
-  $("details").hidden = true;
-  history.replaceState(null, "", location.pathname + location.search);
-  chart?.view.data("chosen", []).runAsync();
-}
-
-function step(by) {
-  const at = shown.findIndex((row) => row.n === current), next = shown[at + by];
-  if (at >= 0 && next) open(next.n);
-}
-
-function small(name, value, note) {
-  return make("div", {}, make("div", { class: "name" }, name), make("div", { class: "value" }, value), note ? make("div", { class: "note" }, note) : null);
-}
-
-function evidence(row, own) {
-  const { startup, training, evaluation, model } = row.seconds, items = [];
-  if (known(row.metric)) items.push(small(night.metric.name, number(row.metric, 6)));
-  if (known(row.effect)) items.push(small("Effect", signed(row.effect), row.interval ? `${row.level}: ${range(row.interval)}` : ""));
-  if (row.trials) items.push(small("Trials took", duration(total(row)),
-    `startup ${duration(startup)}, training ${duration(training)}, evaluation ${duration(evaluation)}`));
-  if (row.n) items.push(small("Cost", dollars(row.usd), `${row.tokens.toLocaleString("en")} tokens, ${duration(model)} of waiting`));
-  if (known(row.memory)) items.push(small("Peak memory", `${number(row.memory, 3)} GB`));
-  for (const [name, value] of Object.entries(own.test)) items.push(small(`Held out: ${name}`, number(value)));
-  const line = [row.category, row.proposer, row.commit && `commit ${row.commit}`, known(row.base) && `on #${row.base}`];
-  return [
-    make("p", { class: "eyebrow" }, `#${row.n} `, glyph(row.kind), row.kind, row.review ? " \u00b7 marked for a look" : ""),
-    make("h2", {}, textOf(own.hypothesis)), make("p", { class: "reason" }, textOf(own.reason)),
-    make("p", { class: "quiet" }, line.filter(Boolean).join(" \u00b7 ")), make("div", { class: "small" }, items),
-  ];
-}
-
-function trials(row, own, base) {
-  const all = [...own.trials.map((trial) => ["this", trial]), ...(base?.trials || []).map((trial) => [`incumbent #${row.base}`, trial])];
-  if (!own.trials.length) return [];
-  const notes = all.map(([, trial]) => trial.superseded ? "on an older incumbent" : trial.reason || "");
-  const told = notes.some(Boolean);
-  const names = ["", "seed", night.metric.name, "trained", "memory", ...(told ? [""] : [])];
-  return [make("h3", {}, "Each trial"), make("div", { class: "scroll" }, make("table", {},
-    make("thead", {}, make("tr", {}, names.map((name, at) => make("th", { class: at && at < 5 ? "r" : null }, name)))),
-    make("tbody", {}, all.map(([who, trial], at) => make("tr", {}, make("td", {}, who), make("td", { class: "r" }, String(trial.seed)),
-      make("td", { class: "r" }, known(trial.metric) ? number(trial.metric, 6) : trial.outcome),
-      make("td", { class: "r" }, trial.seconds ? duration(trial.seconds.training) : "\u2013"),
-      make("td", { class: "r" }, known(trial.memory) ? `${number(trial.memory, 3)} GB` : "\u2013"),
-      told ? make("td", { class: "note quiet" }, notes[at]) : null)))))];
-}
-
-const plot = (id, title) => [make("h3", { id: `${id}-title` }, title), make("div", { class: "plot", id })];
-
-async function plots(own, base) {
-  const sides = [["this experiment", own], ...(base ? [["its incumbent", base]] : [])];
-  const all = sides.flatMap(([who, side]) => side.trials.map((trial) => ({ who, trial })));
-  const compared = own.trials.some((trial) => known(trial.metric)) ? all : [];  // beside a crash there is nothing to compare
-  const seeds = compared.filter(({ trial }) => known(trial.metric)).map(({ who, trial }) => ({ who, metric: trial.metric }));
-  const curves = all.flatMap(({ who, trial }) => (trial.curve || []).map(([x, y]) => ({ who, x, y, trial: `${who} ${trial.number}` })));
-  for (const [id, rows] of Object.entries({ seeds, curves })) {
-    const [place, title] = [$(id), $(`${id}-title`)];
-    if (rows.length && place) await draw(place, specs()[id], { [id]: rows });
-    else [place, title].forEach((part) => part?.remove());
-  }
-}
-
-function change(own) {
-  const text = textOf(own.diff);
-  if (!text) return [];
-  const kind = (line) => /^(---|\+\+\+|@@)/.test(line) ? "at" : line.startsWith("+") ? "plus" : line.startsWith("-") ? "minus" : null;
-  return [make("h3", {}, "Change"), make("pre", { class: "diff" }, text.split("\n").map((line) => make("span", { class: kind(line) }, line || " ")))];
-}
-
-function folded(title, note, text, wide) {
-  return text ? make("details", {}, make("summary", {}, title, " ", make("span", { class: "quiet" }, note)), make("pre", { class: wide ? null : "wrap" }, text)) : null;
-}
-
-function log(own, failed) {
-  const last = own.trials.filter((trial) => known(trial.log)).at(-1);
-  if (!last) return [];
-  const shownLog = folded("Log", `the end of trial ${last.number + 1}`, textOf(last.log), true);
-  shownLog.open = failed;
-  return [shownLog];
-}
-
-function talk(own) {
-  return own.calls.flatMap((call, at) => {
-    const many = own.calls.length > 1 ? ` ${at + 1} (${call.kind})` : "";
-    const used = known(call.input) ? `${call.input.toLocaleString("en")} tokens` : "";
-    const gave = known(call.output) ? `${call.who}, ${call.output.toLocaleString("en")} tokens, ${dollars(call.usd)}, ${duration(call.seconds)}` : "";
-    return [folded(`Prompt${many}`, used, textOf(call.question)), folded(`Reply${many}`, call.unusable || gave, textOf(call.reply))];
-  }).filter(Boolean);
-}
-
 // All of it.
 
 async function show(overview) {
@@ -372,11 +260,12 @@ async function show(overview) {
   showFilters();
   showTable();
   filter();
+  sortRows();
   const tag = `research/${night.tag}`;
   $("footer").replaceChildren("Take what was kept:", make("code", {}, `git log -p --reverse HEAD..${tag}`), make("code", {}, `git merge --ff-only ${tag}`));
   $("closer").hidden = !night.views.close;
   await showChart();
-  if (/^#\d+$/.test(location.hash)) await open(+location.hash.slice(1));
+  if (current === null && /^#\d+$/.test(location.hash)) await open(+location.hash.slice(1));
   document.documentElement.dataset.ready = "yes";
 }
 
@@ -397,4 +286,3 @@ addEventListener("keydown", (event) => {
   if (current !== null && event.key === "ArrowRight") step(1);
 });
 dark.addEventListener("change", async () => { showFilters(); showTable(); showGroups(); filter(); await showChart(); if (current !== null) open(current); });
-unpack($("overview").textContent).then(show);

@@ -23,21 +23,40 @@ from agent.observers.report.texts import pack
 Json = dict[str, Any]
 
 
+PARTS = ("page.js", "experiment.js")
+"""Of the script, which every page has; what it shows comes from the last part."""
+ARCHIVED, LIVE = "archived.js", "live.js"
+
+
 def page(overview: Json, details: Json, library: str) -> str:
     """The whole file. `library`: the drawing library, from `library`."""
-    files = resources.files("agent.observers.report")
-    template, style, script = (files.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    data = {"overview": pack(drawable(overview)), "details": pack(details)}
+    return rendered(overview["tag"], overview["metric"]["name"], library, ARCHIVED, **data)
+
+
+def live_page(tag: str, metric: str, library: str) -> str:
+    """The same page, which asks the server that it comes from for what it shows, and nobody else."""
+    return rendered(tag, metric, library, LIVE)
+
+
+def rendered(tag: str, metric: str, library: str, source: str, **data: str) -> str:
+    script = "\n".join(text_of(part) for part in (*PARTS, source))
+    style = text_of("page.css")
     environment = Environment(autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
-    return environment.from_string(template).render(
-        tag=overview["tag"],
-        metric=overview["metric"]["name"],
-        policy=policy(style, library, script),
+    return environment.from_string(text_of("page.html")).render(
+        tag=tag,
+        metric=metric,
+        policy=policy(style, library, script, connect="'self'" if source == LIVE else "'none'"),
         style=Markup(style),
         library=Markup(library),
         script=Markup(script),
-        overview=pack(drawable(overview)),
-        details=pack(details),
+        live=source == LIVE,
+        **data,
     )
+
+
+def text_of(part: str) -> str:
+    return resources.files("agent.observers.report").joinpath(part).read_text("utf-8")
 
 
 def drawable(overview: Json) -> Json:
@@ -51,10 +70,10 @@ def drawable(overview: Json) -> Json:
     }
 
 
-def policy(style: str, *scripts: str) -> str:
+def policy(style: str, *scripts: str, connect: str) -> str:
     allowed = " ".join(source(script) for script in scripts)
     rules = ("default-src 'none'", f"script-src {allowed}", f"style-src {source(style)}", "img-src data:",
-             "base-uri 'none'", "form-action 'none'")  # fmt: skip
+             f"connect-src {connect}", "base-uri 'none'", "form-action 'none'")  # fmt: skip
     return "; ".join(rules)
 
 
