@@ -13,20 +13,22 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from pydantic import ValidationError
 
-from agent.events import Event, Requested
+from agent.events import Event, Requested, RequestKind
 from agent.limits import GO_ON
 
 POLL = 0.25  # seconds between two looks for requests
+BEFORE_THE_START = frozenset({"stop", "finish", "limits"})
+"""What was not said to the next process: to end one that is gone, and limits, over which its own flags go."""
 STOP_FILE = "STOP"  # made by hand in the night's folder: nothing new is begun while it is there
 
 
-def send(home: Path, what: Literal["stop", "finish"], text: str = "") -> Requested:
-    """Leave a request for the loop that works on the night in `home`."""
-    request = Requested(id=f"{time.time_ns()}-{secrets.token_hex(4)}", what=what, text=text)
+def send(home: Path, what: RequestKind, **said: Any) -> Requested:
+    """Leave a request for the loop that works on the night in `home`, or takes it up next; `said`: further fields."""
+    request = Requested(id=f"{time.time_ns()}-{secrets.token_hex(4)}", what=what, **said)
     folder = home / "requests"
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{request.id}.part"
@@ -61,10 +63,8 @@ class SpoolInbox:
         self.queue.put(event)
 
     def stale(self) -> list[Event]:
-        """Requests that were left for a process before this one: they are recorded, and ask nothing of this one."""
-        left: list[Event] = []
-        left.extend(request for request in self.requests() if request.id in self.left)
-        return left
+        found = (request for request in self.requests() if request.id in self.left)
+        return [request for request in found if request.what in BEFORE_THE_START]
 
     def take(self) -> list[Event]:
         found: list[Event] = [*self.requests(), *self.stop_file()]

@@ -45,6 +45,23 @@ def cut_short(night: Night) -> tuple[str, str] | None:
     return None
 
 
+def told(night: Night) -> list[str]:
+    """The limits that hold, and how far the night is, in words for a person."""
+    most, said = night.stoppers, list[str]()
+    if most.usd is not None:
+        spent = "an unknown sum" if night.spent is None else f"${night.spent:.2f}"
+        said.append(f"${most.usd:.2f} ({spent} is spent)")
+    if most.hours is not None:
+        said.append(f"{most.hours:g} hours from each start")
+    if most.experiments is not None:
+        said.append(f"{most.experiments} experiments ({max(0, len(night.experiments) - 1)} were begun)")
+    if most.tokens is not None:
+        said.append(f"{most.tokens:,} tokens ({night.tokens:,} are used)")
+    if most.plateau is not None:
+        said.append(f"{most.plateau} experiments in a row without a keep ({since_keep(night)} now)")
+    return said
+
+
 def since_keep(night: Night) -> int:
     """Experiments in a row without a keep."""
     return next((i for i, n in enumerate(reversed(night.order)) if night.experiments[n].kept), 0)

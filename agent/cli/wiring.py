@@ -248,8 +248,8 @@ class Prompts:
 
     templates: Templates
 
-    def first_request(self, number, program, files, history, facts) -> Request:
-        return context.first_request(number, program, files, history, facts, self.templates)
+    def first_request(self, number, program, files, history, facts, suggestion="") -> Request:
+        return context.first_request(number, program, files, history, facts, self.templates, suggestion=suggestion)
 
     def repair(self, request: Request, reply_text: str, error: str, attempt: int) -> Request:
         return context.repair(request, reply_text, error, attempt, self.templates)

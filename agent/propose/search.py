@@ -90,6 +90,7 @@ class SearchProposer:
     name = "search"
     model = ""
     converses = False
+    reads = False
 
     def __init__(self, seed: int = 0, device: Device = "cpu"):
         self.seed, self.cuda = seed, device == "cuda"
