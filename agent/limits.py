@@ -68,9 +68,10 @@ def since_keep(night: Night) -> int:
 
 
 def affords(night: Night, usd: float | None) -> str:
-    """Why a call that may cost so much can't be made; "" where it can. An unknown price never fits a cap."""
+    """Why a call that may cost so much can't be made; "" where it can. An unknown price never fits a cap, and what is
+    free always does: a cap that was lowered later may be passed already."""
     cap = night.stoppers.usd
-    if cap is None:
+    if cap is None or usd == 0:
         return ""
     total = added(night.spent, usd)
     if total is None or usd is None:

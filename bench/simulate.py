@@ -76,7 +76,7 @@ class Watch(Inspector):
 
     def money(self, event: Event) -> None:
         spent = self.night.spent
-        self.cap = cap = self.night.stoppers.usd if isinstance(event, ev.Asked) else self.cap
+        self.cap = cap = self.night.stoppers.usd if isinstance(event, ev.Asked) and event.reserved_usd else self.cap
         if spent is None or spent < self.world.billed - TINY:
             raise Violation(f"money: {spent} is known of {self.world.billed} dollars that were billed")
         in_flight = any(e.asking for e in self.night.open)
@@ -123,7 +123,8 @@ class Watch(Inspector):
         e = self.night.experiments.get(asked.experiment)
         if e is None or e.asking is None or e.asking.number != asked.call:
             raise Violation(f"intent first: call {asked.call} was made before it was journaled")
-        if any(call.reply and call.question == asked.question for call in e.calls):
+        before = e.calls if asked.kind == "first" else e.talk  # another talk may come to the same point
+        if not asked.fallback and any(call.reply and call.question == asked.question for call in before):
             raise Violation(f"paid once: call {asked.call} asks what was answered")
 
     def submitted(self, job: Job) -> None:
