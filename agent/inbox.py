@@ -40,6 +40,17 @@ def send(home: Path, what: RequestKind, **said: Any) -> Requested:
     return request
 
 
+def unread(home: Path) -> Iterator[Requested]:
+    """Every whole request in the folder of the night in `home`, oldest first; what is none is left alone."""
+    for path in sorted((home / "requests").glob("*.json")):
+        try:
+            request = Requested.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            continue
+        if request.id == path.stem:
+            yield request
+
+
 class RealClock:
     """Unix time as it was at the start, carried on by the monotonic clock: setting the clock of the machine in the
     middle of a night makes no hour longer."""
@@ -57,17 +68,17 @@ class SpoolInbox:
     def __init__(self, home: Path, clock: RealClock):
         self.home, self.clock = home, clock
         self.queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.left = [request.id for request in self.requests()]
+        self.left = [request.id for request in unread(home)]
 
     def put(self, event: Event) -> None:
         self.queue.put(event)
 
     def stale(self) -> list[Event]:
-        found = (request for request in self.requests() if request.id in self.left)
+        found = (request for request in unread(self.home) if request.id in self.left)
         return [request for request in found if request.what in BEFORE_THE_START]
 
     def take(self) -> list[Event]:
-        found: list[Event] = [*self.requests(), *self.stop_file()]
+        found: list[Event] = [*unread(self.home), *self.stop_file()]
         while True:
             try:
                 found.append(self.queue.get_nowait())
@@ -80,7 +91,7 @@ class SpoolInbox:
             try:
                 return [self.queue.get(timeout=left), *self.take()]
             except queue.Empty:
-                found: list[Event] = [*self.requests(), *self.stop_file()]
+                found: list[Event] = [*unread(self.home), *self.stop_file()]
                 if found:
                     return found
         return []
@@ -98,13 +109,3 @@ class SpoolInbox:
         if not self.said_stop and path.exists():
             text, then = f"the file {path} is there", f"delete the file {STOP_FILE}, and {GO_ON}"
             yield Requested(id=f"{STOP_FILE}-{self.clock.start:.6f}", what="finish", text=text, then=then)
-
-    def requests(self) -> Iterator[Requested]:
-        """Every whole request in the folder, oldest first; what is none is left alone."""
-        for path in sorted((self.home / "requests").glob("*.json")):
-            try:
-                request = Requested.model_validate_json(path.read_text(encoding="utf-8"))
-            except (OSError, ValidationError):
-                continue
-            if request.id == path.stem:
-                yield request

@@ -15,13 +15,13 @@ import typer
 # The base of all that a command line can have wrong; typer gives it no name of its own yet.
 from typer.exceptions import TyperException
 
-from agent.cli import check, night, service, show
+from agent.cli import check, night, service, show, steer
 from agent.cli.output import survive
 from agent.errors import Failure, MachineFault
 
 HELP = (__doc__ or "").partition("\n")[0]
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
-for group in (night, show, check, service):
+for group in (night, steer, show, check, service):
     for command in group.COMMANDS:
         app.command()(command)
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from agent import events as ev
+from agent import limits
 from agent.actions import Actions
 from agent.backup import bring_back, copy_path, open_ledger, tags_with_refs
 from agent.caller import ThreadCaller
@@ -172,7 +173,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     first = context.first_request(
         1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
     )
-    check_proposers(flags.stoppers.usd, flags.check, before, proposer, fallback, first, say)
+    check_proposers(before.stoppers.stated(flags.stoppers).usd, flags.check, before, proposer, fallback, first, say)
     workspace.prepare_home()
     room = choose_sandbox(flags.sandbox, private=(workspace.top,), where=workspace.home)
     ledger, told = open_ledger(workspace.repo, workspace.home)
@@ -232,6 +233,8 @@ def introduce(
     if night.starts:
         done = max(0, len(night.order) - 1)
         say(f"going on with night {workspace.tag}: {done} experiments are done; --new begins another one")
+        if holds := limits.told(night):
+            say(f"limits so far: {', '.join(holds)}; flags go over them, `python -m agent limits` changes them")
     goal, budget = f"{program.metric.direction} {program.metric.name}", program.budget_on(device)
     say(f"night {workspace.tag}: {goal}, {budget} per trial on {device}")
     say(banner(proposer))

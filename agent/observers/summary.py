@@ -15,6 +15,7 @@ from agent.judge.noise import Noise, gain
 from agent.judge.verdict import failures, worked
 from agent.lab_note import dollars, duration, number
 from agent.night import Night
+from agent.observers import steering
 from agent.observers.tsv import cell, seconds
 from agent.program import Program
 from agent.records import KEPT, Experiment
@@ -53,6 +54,12 @@ def summary(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     name = program.metric.name
+    for e in done:
+        if e.verdict and e.verdict.kind == "held":
+            look = f"#{e.number} {escape(cell(e.label))}: {escape(cell(e.verdict.reason))}"
+            table.add_row("held", f"{look}; `python -m agent accept {e.number}` lets it be kept")
+    if vetoed := [f"#{e.number}" for e in done if e.verdict and e.verdict.kind == "vetoed"]:
+        table.add_row("vetoed", ", ".join(vetoed))
     table.add_row("baseline", f"{name} {number(baseline)}")
     if best and best.verdict and baseline is not None and best.verdict.metric is not None:
         table.add_row("best", f"{name} {number(best.verdict.metric)} (experiment {best.number})")
@@ -79,8 +86,10 @@ def summary(
     unknown = f" and {costs.count(None)} experiments of unknown price" if None in costs else ""
     table.add_row("tokens", f"{sum(e.tokens for e in experiments):,}")
     table.add_row("dollars", dollars(known) + unknown)
-    if review := [f"#{e.number}" for e in done if e.verdict and e.verdict.review]:
+    if review := [f"#{e.number}" for e in done if e.verdict and e.verdict.review and e.verdict.kind != "held"]:
         table.add_row("review", ", ".join(review) + ": look before you trust")
+    if suggested := [f"#{e.number} ({e.verdict.kind if e.verdict else 'open'})" for e in experiments if e.suggestion]:
+        table.add_row("suggested", f"by you: {', '.join(suggested)}")
     for note in notes:
         table.add_row("note", escape(cell(note)))
     if ended:
@@ -97,7 +106,7 @@ def summary(
 
 def notes_of(night: Night) -> list[str]:
     """What a person should know of the night as a whole."""
-    notes = [text for _, text in night.notes[-5:]]
+    notes = [*steering.notes(night), *(text for _, text in night.notes[-5:])]
     if night.sandbox == "none":
         notes.insert(0, "this night ran WITHOUT A SANDBOX: model-written code had all your rights")
     elif night.weaker:

@@ -17,6 +17,7 @@ from agent.events import Event
 from agent.history import History
 from agent.lab_note import duration, number
 from agent.night import Night
+from agent.observers import steering
 from agent.observers.summary import COLORS
 from agent.observers.tsv import cell
 
@@ -81,8 +82,10 @@ class Terminal:
                 self.say(f"the night ends: {event.reason}")
             case ev.Tested() if event.reason:
                 self.say(f"the test of experiment {event.experiment} failed: {event.reason}")
-            case ev.Requested(what="stop") if night.stopping:
-                self.say("stopping")
+            case ev.Requested() if text := steering.said(event, night, history.read):
+                self.say(text)
+            case ev.Started() if night.on_hold and night.paused:
+                self.say(paused(night.paused, night))
 
     def measured(self, event: ev.Measured, night: Night, history: History) -> None:
         trial = night.experiments[event.experiment].trials[event.number]
@@ -131,6 +134,8 @@ class Terminal:
 
 def paused(event: ev.Paused, night: Night) -> str:
     """What is said of a pause."""
+    if event.what == "person":
+        return f"paused by a person {steering.pause_ends(event.until, night.now)}"
     meanwhile = f"; {night.fallback} proposes meanwhile" if night.fallback and event.what == "model" else ""
     again = f", next at {time.strftime('%H:%M:%S', time.localtime(event.until))}" if event.until else ""
     return f"paused: {event.reason}{meanwhile}; it is tried again by itself{again}"
