@@ -151,7 +151,7 @@ class Night(Standing):
             call, event.kind, event.system, event.question, event.at, event.reserved_usd, fallback=event.fallback
         )
         night = night.change(
-            number, state="asking", calls=(*e.calls, asked), parent=event.parent, refused="", stale=False
+            number, state="asking", calls=(*e.calls, asked), parent=event.parent, refused="", stale=""
         )
         night = requests.passed_on(night, number, event.suggestion) if event.kind == "first" else night
         return replace(night, calls=call + 1, spent=added(night.spent, event.reserved_usd))
@@ -165,8 +165,8 @@ class Night(Standing):
         night = night.change(event.experiment, state="replied", defects=0)
         tokens = night.tokens + reply.input_tokens + reply.output_tokens
         night = replace(night, spent=spent, tokens=tokens, replies=night.replies + 1)
-        if night.experiments[event.experiment].stale:
-            night = requests.not_used(night, event.experiment, event.at, "what was said since")
+        if since := night.experiments[event.experiment].stale:
+            night = requests.not_used(night, event.experiment, event.at, since)
         if event.final:
             return night.outage(event.at, reply.unusable, hopeless=True)
         return night if reply.unusable or call.fallback else replace(night, outages=0, hopeless=False)

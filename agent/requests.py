@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.night import Night
 
 SKIPPED, VETOED = "skipped by the person", "vetoed by the person"
+SUGGESTED = "the person's suggestion"
 
 
 def made_of(night: Night, event: ev.Requested) -> Night:
@@ -40,7 +41,7 @@ def made_of(night: Night, event: ev.Requested) -> Night:
         case "suggest":
             night = replace(night, suggestions=(*night.suggestions, event.idea))
             free = [e for e in not_started(night) if not e.suggestion and not e.stale]  # it takes the place of one
-            return ask_again(night, event.at, "the person's suggestion", free[:1])
+            return ask_again(night, event.at, SUGGESTED, free[:1])
         case "skip" | "veto" | "accept":
             if refused := senseless(night, event.what, event.experiment):
                 return night.noted(event.at, refused)
@@ -147,7 +148,7 @@ def not_started(night: Night) -> list[Experiment]:
 def ask_again(night: Night, at: float, since: str, older: Sequence[Experiment]) -> Night:
     """These proposals are older than what the person says now: each is asked for again."""
     for e in older:
-        night = night.change(e.number, stale=True) if e.asking else not_used(night, e.number, at, since)
+        night = night.change(e.number, stale=since) if e.asking else not_used(night, e.number, at, since)
     return night
 
 
@@ -161,7 +162,7 @@ def not_used(night: Night, number: int, at: float, since: str) -> Night:
         cost = dollars(None if None in replies else sum(usd or 0.0 for usd in replies))
         night = night.noted(at, f"#{number} is asked for again: its proposal ({cost}) is older than {since}")
     gone = dict.fromkeys(("refused", "proposal", "category", "files", "fingerprint", "commit"), "")
-    return night.change(number, state="ask", stale=True, wanted=0, **gone)
+    return night.change(number, state="ask", stale=since, wanted=0, **gone)
 
 
 def passed_on(night: Night, number: int, suggestion: str) -> Night:
@@ -172,7 +173,10 @@ def passed_on(night: Night, number: int, suggestion: str) -> Night:
     waiting = list(night.suggestions)
     if suggestion in waiting:
         waiting.remove(suggestion)
-    return replace(night, suggestions=tuple(waiting)).change(number, suggestion=suggestion)
+    night = replace(night, suggestions=tuple(waiting)).change(number, suggestion=suggestion)
+    for e in [e for e in night.open if e.asking and e.stale == SUGGESTED][len(waiting) :]:
+        night = night.change(e.number, stale="")  # another one was asked for in its place
+    return night
 
 
 def handed_back(night: Night, number: int) -> Night:

@@ -111,8 +111,8 @@ class Experiment:
     """Of the trial whose output is tested."""
     suggestion: Hash = ""
     """Of the person, which its question passes on."""
-    stale: bool = False
-    """Its question is older than what the person has said since: it is asked for again."""
+    stale: str = ""
+    """What the person has said since its question, so that it is asked for again."""
     ending: str = ""
     """Why the person wants it to end, undecided."""
     parts: tuple[int, ...] = ()

@@ -66,6 +66,11 @@ def verdicts(project: Path) -> list[str]:
     return [e.verdict.kind if e.verdict else "" for _, e in sorted(state.experiments.items())]
 
 
+def shown_at(remote: Path) -> str:
+    branch = git(remote, "for-each-ref", "refs/heads/research/night")
+    return git(remote, "show", "research/night:train.py") if branch else ""
+
+
 def events(project: Path) -> list[ev.Event]:
     return journal(project / ".research" / "night")
 
@@ -77,16 +82,19 @@ def test_every_request_survives_a_kill_before_and_after_it_is_recorded(tmp_path:
         block("RATE = 0.5", "RATE = 0.3"), block("WIDTH = 8", "WIDTH = 16"), block("PAUSE = 0.0", "PAUSE = 1000.0"),
         block("RATE = 0.5", "RATE = 0.2"), block("WIDTH = 16", "WIDTH = 17"),
     ]  # fmt: skip
+    remote = tmp_path / "remote"
+    git(tmp_path, "init", "--quiet", "--bare", str(remote))
     for said, expected in (
         (("pause",), "there is no night here yet"),
         (("limits", "--usd", "20"), "there is no night here yet"),
     ):
         assert expected in steer(project, *said, refused=True)
     with ModelServer(replies) as server:
-        flags = ("--proposer", "openai", "--base-url", server.url + "/v1")
+        flags = ("--proposer", "openai", "--base-url", server.url + "/v1", "--push", str(remote))
         with loop(project, *flags, "--experiments", "40") as process:
+            pushed = lambda: "WIDTH = 16" in shown_at(remote)  # noqa: E731
             hangs = lambda: any(isinstance(e, ev.TrialBegun) and e.experiment == 3 for e in events(project))  # noqa: E731
-            wait_for(hangs, process, "third experiment")
+            wait_for(lambda: hangs() and pushed(), process, "third experiment")
             mistakes_are_one_line_each(project, steer)
             process.send_signal(signal.SIGSTOP)  # it reads nothing any more
             assert "paused until `python -m agent resume`" in steer(project, "pause")
@@ -111,6 +119,7 @@ def test_every_request_survives_a_kill_before_and_after_it_is_recorded(tmp_path:
     assert "a rate of <b>0.2</b>" in server.prompts[-1] and "do this now" in server.prompts[-1]
     assert all("a rate of" not in prompt for prompt in server.prompts[:-1]) and len(server.requests) == 4
     assert "3 skipped" in server.prompts[-1] and "1 vetoed" in server.prompts[-1]
+    assert git(remote, "rev-parse", "research/night") == git(project, "rev-parse", "research/night")
     final = git(project, "show", "research/night:train.py")
     assert "WIDTH = 16" in final and "RATE = 0.2" in final
     log = git(project, "log", "--format=%B", "main..research/night")
