@@ -112,7 +112,8 @@ class Judging:
             return judged(number, Verdict(kind=last.outcome, reason=reason))  # type: ignore[arg-type]
         parent = self.history.whole(night.experiments[night.ever_kept[e.parent]])
         before = self.repository.read(e.parent, list(experiment.files))
-        seconds = night.rules.limit_seconds if night.rules else 0.0
+        apart = night.rules if program.evaluate else None  # else its evaluation is timed with its training
+        seconds = apart.limit_seconds if apart else 0.0
         decision = weigh(program, parent, experiment, self.history.finished(night), before, seconds)
         if isinstance(decision, Verdict) and not decision.kept:
             return judged(number, decision)

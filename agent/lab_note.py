@@ -32,7 +32,9 @@ def lab_note(experiment: Experiment, incumbent: Experiment | None, program: Prog
         trailers["Category"] = proposal.category
     if experiment.suggestion:
         trailers["Suggested"] = textwrap.shorten(experiment.suggestion, LONGEST_TRAILER, placeholder="...")
-    trailers |= {"Proposer": experiment.proposer, "Cost": dollars(experiment.usd)}
+    if experiment.proposer:
+        trailers["Proposer"] = experiment.proposer
+    trailers["Cost"] = dollars(experiment.usd)
     return f"{subject}\n\n{body}" + "".join(f"{key}: {value}\n" for key, value in trailers.items())
 
 

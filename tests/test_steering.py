@@ -112,7 +112,8 @@ def test_every_request_survives_a_kill_before_and_after_it_is_recorded(tmp_path:
             assert "paused by a person until `python -m agent resume`" in steer(project, "status")
         assert git(project, "rev-parse", "research/night") == git(project, "rev-parse", "main"), "back at the baseline"
         assert verdicts(project)[:4] == ["baseline", "vetoed", "discard", "skipped"] and len(server.requests) == asked
-        assert "no loop works on it, so this holds from the next start on: going on" in steer(project, "resume")
+        later = "so this holds from its next start on (python -m agent.loop --tag night): going on"
+        assert later in steer(project, "resume")
         said = night(project, *flags)
     assert "put onto #0" not in said and "5 experiments are done, as asked" in said
     assert kinds(project) == ["baseline", "vetoed", "discard", "skipped", "keep", "keep"]

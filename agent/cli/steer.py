@@ -139,7 +139,8 @@ class Steered:
         if why := refused(request, self.night):
             raise Failure(why)
         inbox.send(self.home, what, **fields)
-        idle = "" if self.works else "no loop works on it, so this holds from the next start on: "
+        how = f"python -m agent.loop --tag {self.name}"
+        idle = "" if self.works else f"no loop works on it, so this holds from its next start on ({how}): "
         typer.echo(f"{self.name}: {idle}{said(request, self.night)}")
 
     def running(self) -> list[int]:

@@ -14,7 +14,7 @@ from agent.state import too_flaky
 SLIPS = 2  # times that a crash within seconds goes back to the proposer as part of the same experiment
 SLIP_SECONDS = 10.0  # of training; a later crash is a result, not a slip
 SAME = 3  # trials with one value, where those of others differ, that are no chance any more
-STRETCH, LEAST_STRETCH = 0.02, 1.0  # of the budget, and seconds: more than that longer than the incumbent is a stretch
+STRETCH, LEAST_STRETCH = 0.02, 2.0  # of the budget, and seconds: more than that longer than the incumbent is a stretch
 HELD = "held for review, not on the branch"
 CONFIRMATIONS = 2  # fresh seeds that an implausible gain must survive
 

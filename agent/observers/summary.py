@@ -21,6 +21,7 @@ from agent.program import Program
 from agent.records import KEPT, Experiment
 
 COLORS = {"keep": "bold green", "simplification": "bold green", "baseline": "bold", "discard": "yellow"}
+COLORS |= {"held": "bold magenta", "skipped": "yellow", "vetoed": "yellow"}
 
 
 def experiments_table(experiments: Sequence[Experiment], program: Program) -> Table:
