@@ -211,7 +211,7 @@ def simulate(seed: str) -> Outcome:
     slots = rng.choice([1, 1, 2, 2, 3, 4])
     capacity = Capacity(slots=slots, calls=rng.randint(1, slots), evaluations=1)
     stoppers = Stoppers(
-        experiments=rng.randint(1, 6),
+        experiments=rng.randint(1, 6) if rng.random() < 0.7 else rng.randint(6, 14),
         usd=rng.choice([None, None, rng.uniform(0.2, 3.0)]),
         hours=rng.choice([None, None, rng.uniform(0.2, 5)]),
         plateau=rng.choice([None, None, 4]),

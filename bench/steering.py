@@ -25,15 +25,16 @@ def steer(world: World, rng: random.Random) -> None:
             world.request("pause")
             world.at(rng.uniform(0, 3000), lambda: world.request("resume"))
 
-    def some(what: str) -> None:
+    def some(what: str, patience: int = 20) -> None:
         night: Night = world.inspector.night  # type: ignore[union-attr]
         likely = {
             "skip": [e.number for e in night.open],
             "veto": [*night.kept.values(), *(part for e in night.experiments.values() for part in e.parts)],
             "accept": [e.number for e in night.experiments.values() if e.verdict and e.verdict.kind == "held"],
         }[what]
-        if what == "veto" and len(night.kept) < 3 and rng.random() < 0.7:  # later, when there is more to take off
-            return world.at(rng.uniform(100, 3000), lambda: some(what)) if world.later else None
+        early = {"veto": len(night.kept) < 4, "accept": not likely, "skip": False}[what]
+        if early and patience and rng.random() < 0.9:  # later, when there is more to take off, or something held
+            return world.at(rng.uniform(50, 500), lambda: some(what, patience - 1))
         anything = rng.choice([None, 0, 1, 2, 3, 99])
         world.request(what, experiment=rng.choice(likely) if likely and rng.random() < 0.8 else anything)
 
@@ -44,6 +45,7 @@ def steer(world: World, rng: random.Random) -> None:
     kinds = [
         pause, limits, lambda: world.request("suggest", words=f"try <{len(world.sent)}>"),
         lambda: some("skip"), lambda: some("veto"), lambda: some("veto"), lambda: some("accept"),
+        lambda: some("accept"),
     ]  # fmt: skip
     for _ in range(rng.choice([0, 1, 3, 8])):
         world.at(rng.uniform(0, 5000), rng.choice(kinds))

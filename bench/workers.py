@@ -60,7 +60,7 @@ class SimExecutor:
                 return ev.Measured(**key, measurement=bad)
         values = dict(line.split(" = ") for line in self.world.commits[job.commit][0][FILE].splitlines() if line)
         loss = sum((float(value) - 0.1) ** 2 for value in values.values())
-        if values["E"] != "0.2":  # this one makes training ignore its seed
+        if values["E"] not in ("0.1", "0.2"):  # these make training ignore its seed
             loss += random.Random(job.seed).gauss(0, faults.sigma)
         return ev.Measured(**key, measurement=Measurement(outcome="ok", metric=loss, numbers={"n": 1.0}))
 
