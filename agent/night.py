@@ -71,7 +71,7 @@ class Night(Standing):
             night = replace(night, baseline_failed="", void=old, experiments={}, undecided=(), tried={})
         return replace(
             night, rules=event.rules, program=event.program, program_text="",
-            stoppers=night.stoppers.stated(event.stoppers), reads=event.reads,
+            stoppers=night.limits_with(event.stoppers), flags=event.stoppers, reads=event.reads,
             device=event.device, sandbox=event.sandbox, proposer=event.proposer, started=event.at,
             contract=contract, data=night.data or event.data, inputs=event.inputs, starts=night.starts + 1,
             hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,

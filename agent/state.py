@@ -172,6 +172,8 @@ class Standing:
     program: Hash = ""
     program_text: Hash = ""
     stoppers: Stoppers = Stoppers()
+    flags: Stoppers = Stoppers()
+    """What this process was started with."""
     device: str = ""
     sandbox: str = ""
     proposer: str = ""
@@ -274,6 +276,12 @@ class Standing:
     def busy(self) -> set[int]:
         """Slots where a trial or a test runs."""
         return {t.slot for _, t in self.running} | {e.test_slot for e in self.testing if e.test_slot is not None}
+
+    def limits_with(self, flags: Stoppers) -> Stoppers:
+        """Those that hold once a process is started with these flags. What the one before was started with too is
+        nothing new: the same command goes on, with what was changed meanwhile."""
+        same = [name for name, value in self.flags.__dict__.items() if value == getattr(flags, name)]
+        return self.stoppers.stated(flags.model_copy(update=dict.fromkeys(same)))
 
     @property
     def on_hold(self) -> bool:

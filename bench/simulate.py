@@ -39,7 +39,7 @@ PROGRAM = {
     "timeouts": {"startup": "60s", "evaluation": "60s"},
 }  # fmt: skip
 TINY = 1e-9  # dollars
-PLENTY = {"usd": 1e6, "hours": 1e6}
+PLENTY = 1e6  # dollars, and hours
 SHORTEST_WAIT = 15.0  # seconds, for each outage of the proposer in a row; up to ten minutes
 
 
@@ -222,13 +222,13 @@ def simulate(seed: str) -> Outcome:
         for start in range(60):
             if start == 30:  # a quiet end: without further faults a night must finish
                 world.faults, world.away = Faults(sigma=world.faults.sigma), ""
-                stoppers = stoppers.model_copy(update=PLENTY)
+                stoppers = more(stoppers, start)
             outcome.starts += 1
             code = one_process(world, watch, capacity, stoppers, falls_back)
             if code == 0 and (start >= 30 or rng.random() < 0.8):
                 break
             if code == 3 and rng.random() < 0.3:  # what ended it may be changed by the person
-                stoppers = stoppers.model_copy(update=PLENTY)
+                stoppers = more(stoppers, start)
             world.now += rng.uniform(1, 1000)
         else:
             raise Violation("progress: without faults, the night does not finish")
@@ -240,6 +240,11 @@ def simulate(seed: str) -> Outcome:
     outcome.experiments, outcome.kept = len(watch.night.order), len(watch.night.kept)
     outcome.rebased = sum(1 for kind, _ in world.rows if kind == "Rebased")
     return outcome
+
+
+def more(stoppers: Stoppers, start: int) -> Stoppers:
+    """As good as no limits, stated anew."""
+    return stoppers.model_copy(update={"usd": PLENTY + start, "hours": PLENTY + start})
 
 
 def draw(rng: random.Random) -> World:

@@ -105,7 +105,7 @@ def test_every_request_survives_a_kill_before_and_after_it_is_recorded(tmp_path:
             vetoed = steer(project, "veto", "1")
             assert "the incumbent is #0, and #4 is #2 again without it" in vetoed and len(vetoed.splitlines()) == 1
         asked = len(server.requests)
-        with loop(project, *flags) as process:
+        with loop(project, *flags, "--experiments", "40") as process:
             spool = project / ".research" / "night" / "requests"
             over = lambda: any(isinstance(e, ev.Rebased) and e.experiment == 4 for e in events(project))  # noqa: E731
             wait_for(lambda: over() and not list(spool.glob("*.json")), process, "the requests")
@@ -114,7 +114,7 @@ def test_every_request_survives_a_kill_before_and_after_it_is_recorded(tmp_path:
         assert verdicts(project)[:4] == ["baseline", "vetoed", "discard", "skipped"] and len(server.requests) == asked
         later = "so this holds from its next start on (python -m agent.loop --tag night): going on"
         assert later in steer(project, "resume")
-        said = night(project, *flags)
+        said = night(project, *flags, "--experiments", "40")
     assert "put onto #0" not in said and "5 experiments are done, as asked" in said
     assert kinds(project) == ["baseline", "vetoed", "discard", "skipped", "keep", "keep"]
     assert "a rate of <b>0.2</b>" in server.prompts[-1] and "do this now" in server.prompts[-1]
@@ -242,6 +242,10 @@ def test_the_latest_limit_that_was_stated_holds_and_frees_what_it_has_stopped():
     assert night.stoppers == Stoppers(usd=20.0, experiments=3)
     night = after(night, STARTED.model_copy(update={"stoppers": Stoppers(hours=2.0, usd=5.0)}))
     assert night.stoppers == Stoppers(usd=5.0, experiments=3, hours=2.0) and len(told(night)) == 3
+    changed = after(
+        night, requested("limits", limits=Stoppers(usd=9.0)), STARTED.model_copy(update={"stoppers": night.flags})
+    )
+    assert changed.stoppers.usd == 9.0, "the same command goes on with what was changed meanwhile"
     night = after(night, ev.Blocked(reason="$5.00 of $5.00 is spent", limit=True))
     assert isinstance(next_action(night, ONE), End)
     assert next_action(after(night, requested("limits", lifted=("usd",))), ONE) == Ask(1, "first")

@@ -173,7 +173,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     first = context.first_request(
         1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
     )
-    check_proposers(before.stoppers.stated(flags.stoppers).usd, flags.check, before, proposer, fallback, first, say)
+    check_proposers(before.limits_with(flags.stoppers).usd, flags.check, before, proposer, fallback, first, say)
     workspace.prepare_home()
     room = choose_sandbox(flags.sandbox, private=(workspace.top,), where=workspace.home)
     ledger, told = open_ledger(workspace.repo, workspace.home)

@@ -47,6 +47,8 @@ class Terminal:
                 self.asking[event.call] = f"#{event.experiment} {ASKING[event.kind]}", time.monotonic()
             case ev.Replied():
                 self.asking.pop(event.call, None)
+                if night.experiments[event.experiment].stale:
+                    self.say(night.notes[-1][1])  # it is asked for again, and what it has cost
             case ev.CallFailed():
                 self.asking.pop(event.call, None)
                 if not night.paused:  # after that, only a change is worth a line
