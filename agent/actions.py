@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from agent import events as ev
-from agent import policy
+from agent import policy, requests
 from agent.asking import Asking
 from agent.errors import ProgramError
 from agent.events import Event
@@ -134,6 +134,8 @@ class Actions:
                 self.executor.cancel(event.experiment, event.number, event.reason)
             case ev.Requested(what="stop"):
                 self.cancel_all(night, "stopped by the person who runs it")
+            case ev.Requested(what="skip" | "veto"):
+                return self.end_unwanted(night)
         return []
 
     def agree(self, night: Night) -> list[Event]:
@@ -142,7 +144,7 @@ class Actions:
         made = self.remake()
         pins = self.repository.pins()
         for e in night.experiments.values():
-            if pins.get(e.number, "") != (e.published or e.commit):
+            if (commit := e.published or e.commit) and pins.get(e.number, "") != commit:
                 self.pin(night, e.number)
             if e.state == "published" and e.test_slot is None:
                 self.forget(night, e.number)
@@ -172,6 +174,7 @@ class Actions:
             device=self.device,
             **surroundings.model_dump(),
             proposer=f"{self.proposer.name} {self.proposer.model}".strip(),
+            reads=self.proposer.reads,
         )
 
     def steer(self, night: Night) -> Event | None:
@@ -209,6 +212,7 @@ class Actions:
             tests=program.test is not None,
             budget_seconds=budget.seconds,
             evaluates=program.evaluate is not None,
+            limit_seconds=0.0 if budget.tokens else budget.seconds,
             trial_seconds=GRACE * (times.startup + budget.seconds + times.evaluation + 60),
         )
 
@@ -269,6 +273,19 @@ class Actions:
         for e in night.testing:
             self.executor.cancel(e.number, e.test_number, why)
 
+    def end_unwanted(self, night: Night) -> list[Event]:
+        """What a person has skipped or vetoed trains no longer, and is off the branch."""
+        kept = set(night.kept.values())
+        for e, t in night.running:
+            if e.ending or e.state == "published" and e.number not in kept:
+                self.executor.cancel(e.number, t.number, e.ending or requests.VETOED)
+        for number in set(night.ever_kept.values()) - kept:
+            if night.experiments[number].test_slot is not None:
+                self.executor.cancel(number, night.experiments[number].test_number, requests.VETOED)
+            self.executor.discard(number)
+            self.forget(night, number)
+        return self.advance(night) if night.tip else []
+
     def published(self, night: Night, number: int) -> list[Event]:
         e = night.experiments[number]
         notes = self.advance(night) if e.kept else []
@@ -295,7 +312,7 @@ class Actions:
 
     def advance(self, night: Night) -> list[Event]:
         """research/<tag> moves to the incumbent; a tip that somebody else has put there is saved and noted."""
-        saved = self.repository.advance(night.tip, list(night.kept))
+        saved = self.repository.advance(night.tip, list(night.ever_kept))
         return [ev.Noted(text=saved)] if saved else []
 
     def forget(self, night: Night, number: int) -> None:
@@ -320,6 +337,8 @@ class Actions:
             return event.model_copy(
                 update={"text": self.journal.put(event.reply.text), "reply": short(event.reply, "text", "unusable")}
             )
+        if isinstance(event, ev.Requested) and event.words:
+            return event.model_copy(update={"words": "", "idea": self.journal.put(event.words)})
         if isinstance(event, ev.Measured) and (changed := self.changed(night)):
             key = {"experiment": event.experiment, "number": event.number, "attempt": event.attempt}
             return ev.TrialCancelled(**key, reason=changed)

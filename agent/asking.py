@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from agent import events as ev
-from agent import limits, policy
+from agent import limits, policy, state
 from agent.errors import ProgramError, ProposerError
 from agent.events import Event
 from agent.history import History
@@ -39,26 +40,32 @@ class Asking:
         """Set the call's upper bound aside, and write down the question."""
         e = night.experiments.get(number)
         parent = e.parent if e and kind != "first" else night.tip
-        again = e is not None and e.state == "ask" and e.calls[-1].reply is None and parent == e.parent
+        again = e is not None and parent == e.parent and sent_again(e, fallback)
+        suggestion = e.suggestion if e else ""
+        if kind == "first" and not again:
+            suggestion = suggestion or next(iter(night.suggestions), "")
+        proposer = self.fallback if fallback and self.fallback else self.proposer
+        suggestion = suggestion if proposer.reads else ""
+        words = self.journal.text(suggestion) if suggestion else ""
         try:
-            request = self.talk(night, number, parent) if again else self.new_question(night, number, kind, parent)
+            fresh = partial(self.new_question, night, number, kind, parent, words)
+            request = self.talk(night, number, parent) if again else fresh()
         except ProgramError as error:
             return ev.Blocked(reason=str(error))
         if e is not None and (request := self.shortened(night, e.shortened, request)) is None:
             reason = "the talk about it does not fit the model, however short"
-            if not any(call.reply for call in e.calls):
+            if not any(call.reply for call in e.talk):
                 reason = "the request does not fit the model, without a history too: choose one with a longer context"
             return ev.Judged(experiment=number, verdict=Verdict(kind="skipped", reason=reason))
         replies = self.replies_before(night, night.calls)
         self.request = request = request.model_copy(update={"replies": replies})
-        proposer = self.fallback if fallback and self.fallback else self.proposer
         most = proposer.most_usd(request)
         if reason := limits.affords(night, most):
-            return ev.Blocked(reason=reason, then=f"with more --usd {limits.GO_ON}")
+            return ev.Blocked(reason=reason, then=f"with more --usd {limits.GO_ON}", limit=True)
         system, question = self.journal.put(request.system), self.journal.put(request.turns[-1].text)
         return ev.Asked(
             experiment=number, call=night.calls, kind=kind, parent=parent, system=system, question=question,
-            reserved_usd=most, fallback=fallback,
+            reserved_usd=most, fallback=fallback, suggestion=suggestion if kind == "first" else "",
         )  # fmt: skip
 
     def shortened(self, night: Night, times: int, request: Request) -> Request | None:
@@ -68,14 +75,14 @@ class Asking:
             request = self.prompts.shorter(request, self.facts(request.history)) or request
         return request if times <= steps else None
 
-    def new_question(self, night: Night, number: int, kind: CallKind, parent: str) -> Request:
+    def new_question(self, night: Night, number: int, kind: CallKind, parent: str, suggestion: str) -> Request:
         if kind == "first":
             program = self.program(night)
             files = self.repository.read(parent, program.edit)
             finished = self.history.finished(night)
-            return self.prompts.first_request(number, program, files, finished, self.facts(finished))
+            return self.prompts.first_request(number, program, files, finished, self.facts(finished), suggestion)
         e, request = night.experiments[number], self.talk(night, number, parent)
-        reply = next(self.journal.text(call.text) for call in reversed(e.calls) if call.reply)
+        reply = next(self.journal.text(call.text) for call in reversed(e.talk) if call.reply)
         if kind == "repair":
             error = self.journal.text(e.refused)
             return self.prompts.repair(request, reply, error, policy.repairs(e) + 1)
@@ -86,7 +93,7 @@ class Asking:
         """The talk so far about this experiment; it ends with the last question."""
         e, program = night.experiments[number], self.program(night)
         turns: list[Turn] = []
-        replied = [call for call in e.calls[:-1] if call.reply]
+        replied = [call for call in e.talk[:-1] if call.reply]
         for call in replied:
             said = self.journal.text(call.text) or "(empty reply)"  # providers refuse a turn without text
             turns += [Turn(role="user", text=self.journal.text(call.question)), Turn(role="assistant", text=said)]
@@ -95,6 +102,7 @@ class Asking:
         return Request(
             number=number, system=self.journal.text(e.calls[-1].system), turns=tuple(turns), program=program,
             files=files, history=self.history.finished(night),
+            suggestion=self.journal.text(e.suggestion) if e.suggestion else "",
         )  # fmt: skip
 
     def replies_before(self, night: Night, number: int) -> int:
@@ -114,6 +122,12 @@ class Asking:
 
     def program(self, night: Night) -> Program:
         return self.history.program(night.program)
+
+
+def sent_again(e: state.Experiment, fallback: bool) -> bool:
+    """Whether its last question was not answered, and holds still."""
+    last = e.calls[-1]
+    return e.state == "ask" and last.reply is None and last.fallback == fallback and not e.stale
 
 
 def answer(proposer: Proposer, asked: ev.Asked, request: Request) -> Event:

@@ -47,6 +47,8 @@ class Rules(Record):
     """Of the training of one trial."""
     evaluates: bool = True
     """The metric comes from a command of its own, and not from the training that is edited."""
+    limit_seconds: float = 0.0
+    """The same, where that is what ends it; 0 where it trains on a number of tokens."""
 
     def reached(self, value: float) -> bool:
         if self.target is None:
@@ -59,6 +61,18 @@ class Event(Record):
 
     at: float = 0.0
 
+
+RequestKind = Literal[
+    "stop",  # end the trials now, and this process
+    "finish",  # let what has begun come to its end, and begin nothing new
+    "pause",  # the same, but stay
+    "resume",
+    "skip",  # end an experiment without a decision on its change
+    "suggest",  # put an idea to the proposer
+    "veto",  # an experiment must not be on the branch
+    "accept",  # one that was held for review may be
+    "limits",  # change how far the night goes
+]
 
 # The night.
 
@@ -82,6 +96,8 @@ class Started(Event):
     """Other cards of the same name may go on: what was kept is measured on them first."""
     fallback: Line = ""
     """What proposes while the proposer can't: `search`, where the person chose it."""
+    reads: bool = True
+    """The proposer reads what a person writes: the direction, a suggestion."""
 
 
 class Steered(Event):
@@ -103,11 +119,20 @@ class Requested(Event):
     """A person, from another process or by a signal. `id` is given once; a request counts once."""
 
     id: str
-    what: Literal["stop", "finish"]
-    """stop: end the trials now; finish: begin nothing new."""
+    what: RequestKind
     text: Line = ""
     then: Line = ""
     """What has to be done before the night can go on."""
+    experiment: int | None = None
+    """Of a skip, a veto or an accept."""
+    until: float = 0.0
+    """Unix time at which a pause ends by itself; 0: only when a person says so."""
+    words: str = ""
+    """Of a suggestion; "" once it is journaled: they are in `idea`."""
+    idea: Hash = ""
+    limits: Stoppers = Stoppers()
+    lifted: tuple[str, ...] = ()
+    """Names of limits that hold no longer."""
 
 
 class Waited(Event):
@@ -123,15 +148,18 @@ class Blocked(Event):
     reason: Line
     then: Line = ""
     """What the person can change, so that the night goes on."""
+    limit: bool = False
+    """It is a limit of the person's, who may state another one."""
 
 
 class Paused(Event):
-    """The night waits for what it can't change itself, and why; it goes on by itself. Said once for each pause."""
+    """The night waits for what it can't change itself, and why; it goes on by itself. Said once for each pause. A pause
+    that a person asked for is a request, and no event of this kind."""
 
     reason: Line
     until: float = 0.0
     """Unix time of the next try; further ones follow, at growing distances."""
-    what: Literal["model", "machine"] = "model"
+    what: Literal["model", "machine", "person"] = "model"
     """What it waits for."""
 
 
@@ -174,6 +202,8 @@ class Asked(Event):
     reserved_usd: float | None
     fallback: bool = False
     """It goes to what proposes while the proposer can't."""
+    suggestion: Hash = ""
+    """Of the person, which the question passes on."""
 
 
 class Replied(Event):
@@ -302,14 +332,16 @@ class SentBack(Event):
 
 
 class Rebased(Event):
-    """A win on an older incumbent was put onto the present one: a new commit of the same experiment, which has
-    to be confirmed there."""
+    """A win on an older incumbent (or what a person accepted, or kept changes without a vetoed one) was put onto the
+    present one: a new commit of the same experiment, which has to be confirmed there."""
 
     experiment: int
     parent: str
     commit: str
     files: Hash
     fingerprint: str
+    left_out: tuple[int, ...] = ()
+    """Of its parts those that can't be put on."""
 
 
 class Judged(Event):

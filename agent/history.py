@@ -55,13 +55,16 @@ class History:
             state=e.state,
             parent=e.parent,
             commit=e.published or e.commit or None,
-            proposal=self.proposal(e, brief) if e.proposal else None,
+            proposal=self.proposal(e, brief) if e.proposal else put_on_again(e) if e.parts else None,
             files={} if brief else self.files(e.files),
             verdict=e.verdict,
             trials=tuple(self.trial(e, t, brief and not (failed and t.number == last)) for t in e.trials),
             calls=tuple(self.call(turn, call, brief, bool(e.proposal)) for turn, call in enumerate(e.calls)),
             test_numbers=None if e.test is None else json.loads(self.read(e.test)) if e.test else {},
             created=e.created,
+            suggestion=self.read(e.suggestion) if e.suggestion else "",
+            parts=e.parts,
+            accepted=e.accepted,
         )
 
     def proposal(self, e: state.Experiment, brief: bool) -> Proposal:
@@ -86,6 +89,13 @@ class History:
 
     def reply(self, call: state.Call) -> Reply | None:
         return call.reply and call.reply.model_copy(update={"text": self.read(call.text)})
+
+
+def put_on_again(e: state.Experiment) -> Proposal:
+    """What stands for a proposal where kept changes are put on again."""
+    names = " and ".join(f"#{part}" for part in e.parts)
+    text = f"What was kept of {names} holds without #{e.without} too, which the person vetoed."
+    return Proposal(hypothesis=text, category="other", edits=())
 
 
 def compact(e: Experiment) -> Experiment:

@@ -13,20 +13,22 @@ import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from pydantic import ValidationError
 
-from agent.events import Event, Requested
+from agent.events import Event, Requested, RequestKind
 from agent.limits import GO_ON
 
 POLL = 0.25  # seconds between two looks for requests
+BEFORE_THE_START = frozenset({"stop", "finish", "limits"})
+"""What was not said to the next process: to end one that is gone, and limits, over which its own flags go."""
 STOP_FILE = "STOP"  # made by hand in the night's folder: nothing new is begun while it is there
 
 
-def send(home: Path, what: Literal["stop", "finish"], text: str = "") -> Requested:
-    """Leave a request for the loop that works on the night in `home`."""
-    request = Requested(id=f"{time.time_ns()}-{secrets.token_hex(4)}", what=what, text=text)
+def send(home: Path, what: RequestKind, **said: Any) -> Requested:
+    """Leave a request for the loop that works on the night in `home`, or takes it up next; `said`: further fields."""
+    request = Requested(id=f"{time.time_ns()}-{secrets.token_hex(4)}", what=what, **said)
     folder = home / "requests"
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{request.id}.part"
@@ -36,6 +38,17 @@ def send(home: Path, what: Literal["stop", "finish"], text: str = "") -> Request
         os.fsync(file.fileno())
     os.replace(aside, folder / f"{request.id}.json")
     return request
+
+
+def unread(home: Path) -> Iterator[Requested]:
+    """Every whole request in the folder of the night in `home`, oldest first; what is none is left alone."""
+    for path in sorted((home / "requests").glob("*.json")):
+        try:
+            request = Requested.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValidationError):
+            continue
+        if request.id == path.stem:
+            yield request
 
 
 class RealClock:
@@ -55,19 +68,17 @@ class SpoolInbox:
     def __init__(self, home: Path, clock: RealClock):
         self.home, self.clock = home, clock
         self.queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.left = [request.id for request in self.requests()]
+        self.left = [request.id for request in unread(home)]
 
     def put(self, event: Event) -> None:
         self.queue.put(event)
 
     def stale(self) -> list[Event]:
-        """Requests that were left for a process before this one: they are recorded, and ask nothing of this one."""
-        left: list[Event] = []
-        left.extend(request for request in self.requests() if request.id in self.left)
-        return left
+        found = (request for request in unread(self.home) if request.id in self.left)
+        return [request for request in found if request.what in BEFORE_THE_START]
 
     def take(self) -> list[Event]:
-        found: list[Event] = [*self.requests(), *self.stop_file()]
+        found: list[Event] = [*unread(self.home), *self.stop_file()]
         while True:
             try:
                 found.append(self.queue.get_nowait())
@@ -80,7 +91,7 @@ class SpoolInbox:
             try:
                 return [self.queue.get(timeout=left), *self.take()]
             except queue.Empty:
-                found: list[Event] = [*self.requests(), *self.stop_file()]
+                found: list[Event] = [*unread(self.home), *self.stop_file()]
                 if found:
                     return found
         return []
@@ -98,13 +109,3 @@ class SpoolInbox:
         if not self.said_stop and path.exists():
             text, then = f"the file {path} is there", f"delete the file {STOP_FILE}, and {GO_ON}"
             yield Requested(id=f"{STOP_FILE}-{self.clock.start:.6f}", what="finish", text=text, then=then)
-
-    def requests(self) -> Iterator[Requested]:
-        """Every whole request in the folder, oldest first; what is none is left alone."""
-        for path in sorted((self.home / "requests").glob("*.json")):
-            try:
-                request = Requested.model_validate_json(path.read_text(encoding="utf-8"))
-            except (OSError, ValidationError):
-                continue
-            if request.id == path.stem:
-                yield request

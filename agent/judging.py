@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from agent import events as ev
+from agent import state
 from agent.errors import EditError
 from agent.events import Event
 from agent.history import History
@@ -61,6 +62,8 @@ class Judging:
 
     def refuse(self, night: Night, number: int, skipped: bool) -> Event:
         e = night.experiments[number]
+        if e.ending:
+            return judged(number, Verdict(kind="skipped", reason=e.ending))
         if skipped:
             return judged(number, Verdict(kind="skipped", reason=f"the proposer can't be had: {night.failure}"))
         reason = self.journal.text(e.refused) if e.refused else "this program failed to ask for it, again and again"
@@ -102,14 +105,16 @@ class Judging:
         if last.outcome != "ok":
             if again := tried_again(experiment, self.history.finished(night)):
                 return ev.RerunWanted(experiment=number, of=again.of, reason=again.reason)
-            if self.converses and not e.calls[-1].fallback and is_slip(experiment):
+            if self.converses and e.calls and not e.calls[-1].fallback and is_slip(experiment):
                 return ev.SentBack(experiment=number)
             often = failures(experiment) if len(experiment.current) > 1 else ""
             reason = f"{last.reason}; {often}" if often else last.reason
             return judged(number, Verdict(kind=last.outcome, reason=reason))  # type: ignore[arg-type]
-        parent = self.history.whole(night.experiments[night.kept[e.parent]])
+        parent = self.history.whole(night.experiments[night.ever_kept[e.parent]])
         before = self.repository.read(e.parent, list(experiment.files))
-        decision = weigh(program, parent, experiment, self.history.finished(night), before)
+        apart = night.rules if program.evaluate else None  # else its evaluation is timed with its training
+        seconds = apart.limit_seconds if apart else 0.0
+        decision = weigh(program, parent, experiment, self.history.finished(night), before, seconds)
         if isinstance(decision, Verdict) and not decision.kept:
             return judged(number, decision)
         if e.parent != night.tip:  # it may be better: that is for the present incumbent to say
@@ -138,23 +143,44 @@ class Judging:
         """Put the change onto the present incumbent: the same experiment, a new commit, to be confirmed there."""
         e, program = night.experiments[number], self.program(night)
         whole, best = self.history.whole(e), night.kept[night.tip]
-        base = self.repository.read(e.parent, program.edit)
         now = self.repository.read(night.tip, program.edit)
-        files = put_onto(self.repository, whole.files, base, now) or reapplied(whole, now, program)
-        metric = whole.metrics[0] if whole.metrics else None
-        if files is None:
+        if e.state == "detached" and e.parts:
+            files, left_out = self.put_on_again(night, e, now, program)
+            why = f"#{e.without} was vetoed, and what was kept after it can't be put onto experiment {best} without it"
+        else:
+            files, left_out = self.put_on(whole, now, program), ()
             why = f"better than its parent, but it can't be put onto experiment {best}: both change the same lines"
-            return judged(number, Verdict(kind="discard", reason=why, metric=metric, trials=1))
+        measured = {"metric": whole.metrics[0], "trials": 1} if whole.metrics else {}
+        if files is None:
+            return judged(number, Verdict(kind="discard", reason=why, **measured))
         mark = checks.fingerprint({**now, **files})
         if mark == checks.fingerprint(now):
             why = f"experiment {best} was kept meanwhile and holds this change already"
-            return judged(number, Verdict(kind="discard", reason=why, metric=metric, trials=1))
+            return judged(number, Verdict(kind="discard", reason=why, **measured))
         message = first_note(self.history, night, number, program)
         commit = self.repository.commit_files(night.tip, files, message, e.created)
         return ev.Rebased(
             experiment=number, parent=night.tip, commit=commit, files=self.journal.put(json.dumps(files)),
-            fingerprint=mark,
+            fingerprint=mark, left_out=left_out,
         )  # fmt: skip
+
+    def put_on(self, whole: Experiment, now: dict[str, str], program: Program) -> dict[str, str] | None:
+        """The files that its change makes of those of `now`; None where it does not apply."""
+        base = self.repository.read(whole.parent, program.edit)
+        return put_onto(self.repository, whole.files, base, now) or reapplied(whole, now, program)
+
+    def put_on_again(
+        self, night: Night, e: state.Experiment, now: dict[str, str], program: Program
+    ) -> tuple[dict[str, str] | None, tuple[int, ...]]:
+        """The changes of its parts, one after the other; and those that don't apply. None: not one does."""
+        changed: dict[str, str] = {}
+        left_out: list[int] = []
+        for part in e.parts:
+            whole = self.history.whole(night.experiments[part])
+            files = self.put_on(whole, now | changed, program)
+            changed |= files or {}
+            left_out += [] if files is not None else [part]
+        return (changed if len(left_out) < len(e.parts) else None), tuple(left_out)
 
     def publish(self, night: Night, number: int) -> Event:
         """A kept commit gets its final message; the branch moves when this is in the journal."""
@@ -171,7 +197,8 @@ class Judging:
 
 def reapplied(experiment: Experiment, now: dict[str, str], program: Program) -> dict[str, str] | None:
     """The blocks of the proposal, applied to the files as they are now; None where they don't fit."""
-    assert experiment.proposal is not None
+    if experiment.proposal is None or not experiment.proposal.edits:
+        return None
     try:
         return edits.apply_edits(experiment.proposal, now, program.edit)
     except EditError:

@@ -8,6 +8,7 @@ from agent.program import Program
 from agent.records import Experiment
 
 SUBJECT = 72  # characters of a commit's first line
+LONGEST_TRAILER = 300  # characters
 
 
 def lab_note(experiment: Experiment, incumbent: Experiment | None, program: Program) -> str:
@@ -29,7 +30,11 @@ def lab_note(experiment: Experiment, incumbent: Experiment | None, program: Prog
         trailers["Verdict"] = " ".join(verdict.reason.split())
     if proposal:
         trailers["Category"] = proposal.category
-    trailers |= {"Proposer": experiment.proposer, "Cost": dollars(experiment.usd)}
+    if experiment.suggestion:
+        trailers["Suggested"] = textwrap.shorten(experiment.suggestion, LONGEST_TRAILER, placeholder="...")
+    if experiment.proposer:
+        trailers["Proposer"] = experiment.proposer
+    trailers["Cost"] = dollars(experiment.usd)
     return f"{subject}\n\n{body}" + "".join(f"{key}: {value}\n" for key, value in trailers.items())
 
 

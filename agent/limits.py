@@ -45,15 +45,33 @@ def cut_short(night: Night) -> tuple[str, str] | None:
     return None
 
 
+def told(night: Night) -> list[str]:
+    """The limits that hold, and how far the night is, in words for a person."""
+    most, said = night.stoppers, list[str]()
+    if most.usd is not None:
+        spent = "an unknown sum" if night.spent is None else f"${night.spent:.2f}"
+        said.append(f"${most.usd:.2f} ({spent} is spent)")
+    if most.hours is not None:
+        said.append(f"{most.hours:g} hours from each start")
+    if most.experiments is not None:
+        said.append(f"{most.experiments} experiments ({max(0, len(night.experiments) - 1)} were begun)")
+    if most.tokens is not None:
+        said.append(f"{most.tokens:,} tokens ({night.tokens:,} are used)")
+    if most.plateau is not None:
+        said.append(f"{most.plateau} experiments in a row without a keep ({since_keep(night)} now)")
+    return said
+
+
 def since_keep(night: Night) -> int:
     """Experiments in a row without a keep."""
     return next((i for i, n in enumerate(reversed(night.order)) if night.experiments[n].kept), 0)
 
 
 def affords(night: Night, usd: float | None) -> str:
-    """Why a call that may cost so much can't be made; "" where it can. An unknown price never fits a cap."""
+    """Why a call that may cost so much can't be made; "" where it can. An unknown price never fits a cap, and what is
+    free always does: a cap that was lowered later may be passed already."""
     cap = night.stoppers.usd
-    if cap is None:
+    if cap is None or usd == 0:
         return ""
     total = added(night.spent, usd)
     if total is None or usd is None:

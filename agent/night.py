@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent import events as ev
+from agent import requests
 from agent.events import Event
 from agent.records import State
 from agent.state import Call, Experiment, Standing, Trial, added, replace, settled
@@ -69,33 +70,32 @@ class Night(Standing):
             old = tuple(replace(t, superseded=True) for t in begun)
             night = replace(night, baseline_failed="", void=old, experiments={}, undecided=(), tried={})
         return replace(
-            night, rules=event.rules, program=event.program, program_text="", stoppers=event.stoppers,
+            night, rules=event.rules, program=event.program, program_text="",
+            stoppers=night.limits_with(event.stoppers), flags=event.stoppers, reads=event.reads,
             device=event.device, sandbox=event.sandbox, proposer=event.proposer, started=event.at,
             contract=contract, data=night.data or event.data, inputs=event.inputs, starts=night.starts + 1,
             hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,
             other_cards=night.other_cards or bool(night.kept) and night.cards != event.cards,
-            ended=None, stopping=False, blocked="", unblock="", finishing="", paused=None, fallback=event.fallback,
-            outages=0, lost_slots=frozenset(),
+            ended=None, stopping=False, blocked="", unblock="", finishing="", fallback=event.fallback,
+            paused=night.paused if night.on_hold else None, outages=0, lost_slots=frozenset(),
         )  # fmt: skip
 
     def on_Steered(self, event: ev.Steered) -> Night:
         if event.refused:
             return replace(self, program_text=event.text, notes=(*self.notes, (event.at, event.refused)))
-        return replace(self, program_text=event.text, program=event.program, rules=event.rules)
+        night = replace(self, program_text=event.text, program=event.program, rules=event.rules)
+        return requests.ask_again(night, event.at, "the edit of program.md", requests.not_started(night))
 
     def on_Noted(self, event: ev.Noted) -> Night:
         return replace(self, notes=(*self.notes, (event.at, event.text)))
 
     def on_Requested(self, event: ev.Requested) -> Night:
-        night = self
-        if event.id in night.requests:
+        if event.id in self.requests:
             raise OutOfOrder(f"request {event.id} twice")
-        night = replace(night, requests=night.requests | {event.id})
-        if night.ended:
-            return night
-        if event.what == "stop":
-            return replace(night, stopping=True)
-        return replace(night, finishing=event.text or "a person asked for an end", unblock=event.then)
+        return requests.made_of(replace(self, requests=self.requests | {event.id}), event)
+
+    def noted(self, at: float, text: str) -> Night:
+        return replace(self, notes=(*self.notes, (at, text)))
 
     def on_Waited(self, event: ev.Waited) -> Night:
         night = self
@@ -110,7 +110,7 @@ class Night(Standing):
         return night
 
     def on_Blocked(self, event: ev.Blocked) -> Night:
-        return replace(self, blocked=event.reason, unblock=event.then)
+        return replace(self, blocked=event.reason, unblock=event.then, blocked_by_limit=event.limit)
 
     def on_Paused(self, event: ev.Paused) -> Night:
         return replace(self, paused=event)
@@ -150,7 +150,10 @@ class Night(Standing):
         asked = Call(
             call, event.kind, event.system, event.question, event.at, event.reserved_usd, fallback=event.fallback
         )
-        night = night.change(number, state="asking", calls=(*e.calls, asked), parent=event.parent, refused="")
+        night = night.change(
+            number, state="asking", calls=(*e.calls, asked), parent=event.parent, refused="", stale=""
+        )
+        night = requests.passed_on(night, number, event.suggestion) if event.kind == "first" else night
         return replace(night, calls=call + 1, spent=added(night.spent, event.reserved_usd))
 
     def on_Replied(self, event: ev.Replied) -> Night:
@@ -162,6 +165,8 @@ class Night(Standing):
         night = night.change(event.experiment, state="replied", defects=0)
         tokens = night.tokens + reply.input_tokens + reply.output_tokens
         night = replace(night, spent=spent, tokens=tokens, replies=night.replies + 1)
+        if since := night.experiments[event.experiment].stale:
+            night = requests.not_used(night, event.experiment, event.at, since)
         if event.final:
             return night.outage(event.at, reply.unusable, hopeless=True)
         return night if reply.unusable or call.fallback else replace(night, outages=0, hopeless=False)
@@ -272,22 +277,27 @@ class Night(Standing):
 
     def on_Rebased(self, event: ev.Rebased) -> Night:
         night = self
-        e = night.need(event.experiment, "measured", "waiting", "judged")
+        e = night.need(event.experiment, "measured", "waiting", "judged", "detached")
         if event.parent != night.tip:
             raise OutOfOrder(f"experiment {e.number} was put onto what is not the incumbent")
         old = tuple(replace(t, superseded=True) for t in e.trials)
         new = {name: getattr(event, name) for name in ("parent", "commit", "files", "fingerprint")}
         night = night.change(e.number, state="trials", trials=old, wanted=1, verdict=None, **new)
+        night = requests.left_out(night, event) if event.left_out else night
         return replace(night, tried={**night.tried, event.fingerprint: e.number})
 
     def on_Judged(self, event: ev.Judged) -> Night:
         number, verdict = event.experiment, event.verdict.model_copy()
-        e = self.need(number, "ask", "refused", "proposed", "measured", "waiting", "judged")
+        e = self.experiments[number]
+        if not e.ending:
+            self.need(number, "ask", "refused", "proposed", "measured", "waiting", "judged", "detached")
         night = self.change(number, state="judged", verdict=verdict)
         if verdict.kind == "violation":  # refused without a trial, and not to be proposed again
             night = replace(night, tried={**night.tried, e.fingerprint: number})
-        if verdict.kind == "skipped" and not any(call.reply for call in e.calls):  # the next one would fare no better
-            night = night.outage(event.at, verdict.reason)
+        if verdict.kind == "skipped" and not e.ending:
+            night = night if e.proposal else requests.handed_back(night, number)
+            if not any(call.reply for call in e.calls):  # the next one would fare no better
+                night = night.outage(event.at, verdict.reason)
         return night
 
     def on_Published(self, event: ev.Published) -> Night:
@@ -305,7 +315,8 @@ class Night(Standing):
                 night = night.change(other.number, state="measured")
         if night.rules and not night.rules.tests:
             night = night.change(e.number, test="")
-        return replace(night, kept={**night.kept, event.commit: e.number})
+        kept = {event.commit: e.number}
+        return replace(night, kept=night.kept | kept, ever_kept=night.ever_kept | kept)
 
     def on_TestBegun(self, event: ev.TestBegun) -> Night:
         e = self.need(event.experiment, "published")
@@ -318,8 +329,8 @@ class Night(Standing):
         night = self
         if not night.awaits(event):
             raise OutOfOrder(f"a test of experiment {event.experiment} that does not run")
-        if event.reason and night.stopping:  # it was ended from here: it begins again
-            return night.change(event.experiment, test_slot=None)
+        if event.reason and (night.stopping or not night.experiments[event.experiment].kept):
+            return night.change(event.experiment, test_slot=None)  # ended from here: if it is wanted, it begins again
         if event.reason:
             text = f"the test of experiment {event.experiment} failed: {event.reason}"
             night = replace(night, notes=(*night.notes, (event.at, text)))

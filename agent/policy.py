@@ -5,7 +5,8 @@ first, and the others are then put onto it. Free slots go to tests of kept commi
 that the judge waits for, and to new candidates, in this order. Free calls go to experiments under way before a new
 one, and a new one is begun only for a slot that would be idle. When enough is done nothing new is begun, and what
 was begun is brought to its end. A proposer that fails never ends the night: it is asked again after growing waits, and
-after a while the night counts as paused, which is said; a fallback proposes meanwhile, where the person chose one.
+after a while the night counts as paused, which is said; a fallback proposes meanwhile, where the person chose one. In
+a pause that a person asked for, what is in flight is brought to its end and decided on, and nothing is begun.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Refuse:
 
     experiment: int
     skipped: bool = False
-    """It is not its own fault: the proposer can't be had to go on with it."""
+    """It is not its own fault: the person wants it to end, or the proposer can't be had to go on with it."""
 
 
 @dataclass(frozen=True)
@@ -176,19 +177,27 @@ def next_action(night: Night, can: Capacity) -> Action | None:
         or publish(night)
         or next(lost(night), None)
         or pause(night)
-        or test(night, can)
-        or train(night, can)
-        or ask(night, can)
-        or begin(night, can)
+        or (None if night.on_hold else trial_or_call(night, can))
         or end(night)
     )
+
+
+def trial_or_call(night: Night, can: Capacity) -> Action | None:
+    """What takes time; nothing of it is begun while a person wants a pause."""
+    return test(night, can) or train(night, can) or ask(night, can) or begin(night, can)
 
 
 def decisions(night: Night) -> Iterator[Action]:
     """What can be decided at once, oldest experiment first."""
     for e in night.open:
+        if e.ending and not settled(e):
+            if not e.asking and not any(t.running for t in e.trials):  # what is paid for is told, and slots are freed
+                yield Refuse(e.number, skipped=True)
+            continue
         if e.state == "replied":
             yield Read(e.number)
+        elif e.state == "detached":
+            yield Rebase(e.number)
         elif e.state == "proposed":
             yield Check(e.number)
         elif e.state == "measured" and not (e.number == 0 and night.baseline_failed):
@@ -206,9 +215,14 @@ def decisions(night: Night) -> Iterator[Action]:
             yield CountAsCrash(best.number, t.number)  # type: ignore[union-attr]
 
 
+def settled(e: Experiment) -> bool:
+    """It has ended as the person wants."""
+    return e.verdict is not None and e.verdict.kind == "skipped"
+
+
 def worthless(e: Experiment) -> bool:
     """Whether no further call is worth making for this experiment. No talk is had with the fallback."""
-    talked = [call for call in e.calls if call.reply]
+    talked = [call for call in e.talk if call.reply]
     if talked and talked[-1].fallback or e.defects >= DEFECTS:
         return True
     return e.state == "refused" and repairs(e) >= REPAIRS
@@ -216,7 +230,7 @@ def worthless(e: Experiment) -> bool:
 
 def left_alone(night: Night, e: Experiment) -> bool:
     """Whether the talk about it can't be gone on with, while the fallback has other proposals."""
-    return bool(night.fallback) and out_of_reach(night) and any(call.reply for call in e.calls)
+    return bool(night.fallback) and out_of_reach(night) and any(call.reply for call in e.talk) and not e.stale
 
 
 def publish(night: Night) -> Action | None:
@@ -273,7 +287,7 @@ def train(night: Night, can: Capacity) -> Action | None:
     again = [Train(e.number, t.number, slot) for e, t in unmeasured(night) if not t.running and not suspect(t)]
     if again:
         return again[0]
-    if best and wait_for_best and not any(t.measurement is None for t in best.trials):
+    if best and wait_for_best and not any(t.measurement is None for t in best.current):
         return Train(best.number, len(best.trials), slot)
     for e in night.open:
         if e.state == "trials" and e.missing:
@@ -283,6 +297,8 @@ def train(night: Night, can: Capacity) -> Action | None:
 
 def pause(night: Night) -> Action | None:
     """An outage that lasts is said, once, and so is its end."""
+    if night.paused and night.on_hold:
+        return Resume() if 0 < night.paused.until <= night.now else None
     if night.paused:
         return Resume() if night.paused.what == "model" and not night.outages else None
     if night.outages >= PATIENCE or night.outages and night.hopeless:
@@ -296,6 +312,8 @@ def ask(night: Night, can: Capacity) -> Action | None:
         return None
     called, fallback = may_call(night, can.calls), may_fall_back(night, can.calls)
     for e in night.open:
+        if e.stale and called and not e.asking:
+            return Ask(e.number, "first")
         if e.state == "refused" and called:
             return Ask(e.number, "repair")
         if e.state == "ask" and called:
@@ -342,6 +360,8 @@ def deadline(night: Night) -> float | None:
     times = [time for time, _ in patience(night)]
     if night.outages and not night.blocked:
         times.append(next_call(night))
+    if night.paused and night.on_hold:
+        times.append(night.paused.until)
     if night.stoppers.hours is not None:
         times.append(night.started + night.stoppers.hours * 3600)
     return min((time for time in times if time > night.now), default=None)
@@ -370,4 +390,4 @@ def hopeless(t: Trial) -> bool:
 
 
 def repairs(e: Experiment) -> int:
-    return sum(1 for call in e.calls if call.kind == "repair" and call.reply)
+    return sum(1 for call in e.talk if call.kind == "repair" and call.reply)

@@ -28,6 +28,8 @@ class Request(Record):
     """Path -> text of each editable file at the incumbent."""
     history: tuple[Experiment, ...]
     """Every finished experiment, oldest first."""
+    suggestion: str = ""
+    """What the person wants to be tried with this proposal."""
     replies: int | None = None
     """Replies that this night has had, or waits for, before this one; None: as many as the history tells."""
 
@@ -39,6 +41,8 @@ class Proposer(Protocol):
     model: str
     converses: bool
     """Whether it can learn from an answer: a repair turn, a traceback."""
+    reads: bool
+    """Whether it reads what a person writes: the direction, a suggestion."""
 
     def propose(self, request: Request) -> Reply:
         """Answer in the reply format of agent/propose/edits.py. Raises errors.ProposerError when it can't."""
@@ -144,6 +148,7 @@ class Prompter(Protocol):
         files: Mapping[str, str],
         history: Sequence[Experiment],
         facts: Mapping[str, object],
+        suggestion: str = "",
     ) -> Request: ...
     def repair(self, request: Request, reply_text: str, error: str, attempt: int) -> Request: ...
     def slip(self, request: Request, reply_text: str, traceback: str) -> Request: ...
@@ -189,7 +194,8 @@ class Inbox(Protocol):
 
     def put(self, event: Event) -> None: ...
     def stale(self) -> list[Event]:
-        """Requests that were left for a process before this one."""
+        """Requests that were left for a process before this one, and have to be heard before this one's start is
+        recorded: to end (they ask nothing of this one), and limits (the flags of this one were said later)."""
         ...
 
     def take(self) -> list[Event]:

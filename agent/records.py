@@ -5,7 +5,7 @@ Everything here survives a round trip through JSON, because the ledger keeps it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from typing import Any, Literal, Self
 
@@ -22,6 +22,8 @@ VerdictKind = Literal[
     "duplicate",
     "violation",
     "skipped",
+    "held",  # for a person to look at: it is not on the branch
+    "vetoed",
 ]
 KEPT: frozenset[VerdictKind] = frozenset({"baseline", "keep", "simplification"})
 
@@ -39,6 +41,7 @@ State = Literal[
     "measured",
     "judged",
     "published",
+    "detached",  # its change is to be put onto the incumbent
 ]
 
 
@@ -171,18 +174,24 @@ class Surroundings(Record):
 
 
 class Stoppers(Record):
-    """What ends the night besides its target; each None: no such limit. All but `hours` count the whole night."""
+    """What ends the night besides its target; each None: no such limit, or none was stated. All but `hours` count the
+    whole night."""
 
     experiments: int | None = None
     """The baseline not counted."""
     hours: float | None = None
-    """From the start of this process; what was begun by then is finished."""
+    """From the start of each process; what was begun by then is finished."""
     usd: float | None = None
     """What calls may cost; the most that a call may cost is reserved before it is made."""
     tokens: int | None = None
     """Input and output tokens of all calls."""
     plateau: int | None = None
     """Experiments in a row without a keep."""
+
+    def stated(self, later: Stoppers, lifted: Collection[str] = ()) -> Stoppers:
+        """Those that hold once `later` was said, and these were `lifted`: the latest one counts."""
+        said = {name: value for name, value in later.__dict__.items() if value is not None}
+        return self.model_copy(update=dict.fromkeys(lifted) | said)
 
 
 class Verdict(Record):
@@ -231,6 +240,12 @@ class Experiment(Record):
     """Held-out test figures of a kept commit, {} where they could not be had; never for a prompt."""
     created: float = 0.0
     """Unix time of the first intent."""
+    suggestion: str = ""
+    """What the person wanted to be tried here."""
+    parts: tuple[int, ...] = ()
+    """Experiments that were kept, and whose changes it puts on again without one that was vetoed."""
+    accepted: bool = False
+    """It was held for review, and the person accepted it."""
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -257,9 +272,9 @@ class Experiment(Record):
 
     @property
     def unselected(self) -> bool:
-        """None of the current trials was picked for being extreme: it is the baseline, or the trial that selected
-        the experiment ran on an older commit of it."""
-        return self.number == 0 or any(t.superseded for t in self.trials)
+        """None of the current trials was picked for being extreme: it is the baseline, or made of what was confirmed
+        before, or the trial that selected the experiment ran on an older commit of it."""
+        return self.number == 0 or bool(self.parts) or any(t.superseded for t in self.trials)
 
     @property
     def usd(self) -> float | None:

@@ -109,6 +109,18 @@ class Experiment:
     test_began: float = 0.0
     test_number: int = 0
     """Of the trial whose output is tested."""
+    suggestion: Hash = ""
+    """Of the person, which its question passes on."""
+    stale: str = ""
+    """What the person has said since its question, so that it is asked for again."""
+    ending: str = ""
+    """Why the person wants it to end, undecided."""
+    parts: tuple[int, ...] = ()
+    """Experiments that were kept, and whose changes it puts on again ..."""
+    without: int = 0
+    """... without this one, which was vetoed."""
+    accepted: bool = False
+    """It was held for review, and the person accepted it."""
 
     @property
     def current(self) -> tuple[Trial, ...]:
@@ -134,6 +146,17 @@ class Experiment:
     def asking(self) -> Call | None:
         return self.calls[-1] if self.calls and self.calls[-1].in_flight else None
 
+    @property
+    def talk(self) -> tuple[Call, ...]:
+        """The calls that belong together: from the newest question that began anew."""
+        first = max((i for i, call in enumerate(self.calls) if call.kind == "first"), default=0)
+        return self.calls[first:]
+
+    @property
+    def origins(self) -> tuple[int, ...]:
+        """The experiments that its change was proposed by."""
+        return self.parts or (self.number,)
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -149,6 +172,8 @@ class Standing:
     program: Hash = ""
     program_text: Hash = ""
     stoppers: Stoppers = Stoppers()
+    flags: Stoppers = Stoppers()
+    """What this process was started with."""
     device: str = ""
     sandbox: str = ""
     proposer: str = ""
@@ -167,6 +192,7 @@ class Standing:
     """Why the proposer can't be called any more by this process."""
     unblock: str = ""
     """What the person can change about that."""
+    blocked_by_limit: bool = False
     paused: ev.Paused | None = None
     """What the night waits for now, once it was said."""
     fallback: str = ""
@@ -179,7 +205,13 @@ class Standing:
     """Experiments without a final verdict, oldest first."""
     order: tuple[int, ...] = ()
     kept: dict[str, int] = field(default_factory=dict)
-    """Published commit -> experiment, oldest first; the last is the incumbent."""
+    """The chain that the branch holds: published commit -> experiment, oldest first; the last is the incumbent."""
+    ever_kept: dict[str, int] = field(default_factory=dict)
+    """The same, with what a veto has taken off the branch."""
+    suggestions: tuple[Hash, ...] = ()
+    """What the person wants to be tried, and was not put to the proposer yet; oldest first."""
+    reads: bool = True
+    """The proposer reads what a person writes."""
     tried: dict[str, int] = field(default_factory=dict)
     """Fingerprint -> the newest experiment that ran it, or is about to."""
     calls: int = 0
@@ -229,8 +261,8 @@ class Standing:
 
     @property
     def alive(self) -> list[Experiment]:
-        """All of which a trial or a test may run: the kept ones may be run again."""
-        return [*(self.experiments[number] for number in self.kept.values()), *self.open]
+        """All of which a trial or a test may run: those that were kept may be run again."""
+        return [*(self.experiments[number] for number in self.ever_kept.values()), *self.open]
 
     @property
     def running(self) -> Iterator[tuple[Experiment, Trial]]:
@@ -245,8 +277,21 @@ class Standing:
         """Slots where a trial or a test runs."""
         return {t.slot for _, t in self.running} | {e.test_slot for e in self.testing if e.test_slot is not None}
 
+    def limits_with(self, flags: Stoppers) -> Stoppers:
+        """Those that hold once a process is started with these flags. What the one before was started with too is
+        nothing new: the same command goes on, with what was changed meanwhile."""
+        same = [name for name, value in self.flags.__dict__.items() if value == getattr(flags, name)]
+        return self.stoppers.stated(flags.model_copy(update=dict.fromkeys(same)))
+
+    @property
+    def on_hold(self) -> bool:
+        """A person wants nothing to be begun for now."""
+        return self.paused is not None and self.paused.what == "person"
+
     def awaits(self, event: Event) -> bool:
         """Whether this result or request is news: not a second copy, and not of something that was given up."""
+        if isinstance(event, ev.Requested):
+            return event.id not in self.requests
         number = getattr(event, "experiment", None)
         if number is not None and number not in self.experiments:  # a baseline that has begun anew since
             return False
@@ -261,8 +306,6 @@ class Standing:
             case ev.Tested():
                 experiment = self.experiments[event.experiment]
                 return experiment.test_slot is not None and experiment.test_attempt == event.attempt
-            case ev.Requested():
-                return event.id not in self.requests
         return True
 
 

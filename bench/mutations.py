@@ -8,7 +8,7 @@ from collections.abc import Callable
 from unittest.mock import patch
 
 from agent import events as ev
-from agent import limits, policy
+from agent import limits, policy, requests
 from agent.actions import Actions
 from agent.judging import Judging
 from agent.loop import Loop
@@ -189,6 +189,47 @@ def outages_end_the_night():
     return patch.object(policy, "end", impatient)
 
 
+def pause_that_begins_what_is_ready():
+    trial_or_call, next_action = policy.trial_or_call, policy.next_action
+
+    def restless(night, can):
+        action = next_action(night, can)
+        return action or (trial_or_call(night, can) if night.on_hold else None)
+
+    return patch.object(policy, "next_action", restless)
+
+
+def veto_that_only_changes_the_verdict():
+    veto = requests.veto
+
+    def lenient(night, event, number):
+        after = veto(night, event, number)
+        return replace(after, kept=night.kept) if number in night.kept.values() else after
+
+    return patch.object(requests, "veto", lenient)
+
+
+def suggestion_put_to_the_proposer_again_and_again():
+    passed_on = requests.passed_on
+
+    def kept(night, number, suggestion):
+        after = passed_on(night, number, suggestion)
+        return replace(after, suggestions=night.suggestions)
+
+    return patch.object(requests, "passed_on", kept)
+
+
+def skip_forgotten_with_the_process():
+    started = Night.on_Started
+
+    def forgetful(night, event):
+        for e in night.open:
+            night = night.change(e.number, ending="")
+        return started(night, event)
+
+    return patch.object(Night, "on_Started", forgetful)
+
+
 MUTATIONS: dict[str, Mutation] = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -207,6 +248,10 @@ MUTATIONS: dict[str, Mutation] = {
         failing_proposer_asked_at_once,
         pause_that_nobody_is_told,
         outages_end_the_night,
+        pause_that_begins_what_is_ready,
+        veto_that_only_changes_the_verdict,
+        suggestion_put_to_the_proposer_again_and_again,
+        skip_forgotten_with_the_process,
     )
 }
 

@@ -5,8 +5,8 @@
     python -m bench.simulate --mutations              # each promise broken on purpose: is it noticed?
 
 In each night the loop is killed before and after appends, commits, refs, calls and jobs; replies and results are
-lost, doubled or late; workers, proposer and machine fail; program.md is edited and broken; people ask for an end;
-clocks are set. `Watch` checks after every event that the promises hold. The last line is JSON.
+lost, doubled or late; workers, proposer and machine fail; program.md is edited and broken; people make requests of
+all kinds; clocks are set. `Watch` checks after every event that the promises hold. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from agent.policy import Capacity
 from agent.program import Program
 from agent.protocols import Job
 from agent.records import Stoppers, Surroundings
+from bench.steering import Steering, steer
 from bench.workers import SimCaller, SimExecutor, SimPrompter, SimProposer
 from bench.world import Crash, Faults, Inspector, Process, SimJournal, SimRepository, Violation, World
 
@@ -38,6 +39,7 @@ PROGRAM = {
     "timeouts": {"startup": "60s", "evaluation": "60s"},
 }  # fmt: skip
 TINY = 1e-9  # dollars
+PLENTY = 1e6  # dollars, and hours
 SHORTEST_WAIT = 15.0  # seconds, for each outage of the proposer in a row; up to ten minutes
 
 
@@ -49,6 +51,9 @@ class Watch(Inspector):
     night: Night = field(default_factory=Night)
     """The sum of what is durable."""
     jobs: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
+    cap: float | None = None
+    """When the newest call was made: a lower one that is stated later takes nothing back."""
+    steering: Steering = field(default_factory=Steering)
     awaited: list[tuple] = field(default_factory=list)
     """Results that reached the loop and must be in its journal before it goes on."""
 
@@ -62,14 +67,16 @@ class Watch(Inspector):
             raise Violation(f"order: {type(error).__name__}: {error}") from None
         if key(event) in self.awaited:
             self.awaited.remove(key(event))
-        self.money()
+        self.money(event)
+        self.steering.appended(before, event, self.night, self.world)
         if isinstance(event, ev.Published):
             self.surest_first(before, event)
         if isinstance(event, ev.Ended):
             self.ended(event)
 
-    def money(self) -> None:
-        spent, cap = self.night.spent, self.night.stoppers.usd
+    def money(self, event: Event) -> None:
+        spent = self.night.spent
+        self.cap = cap = self.night.stoppers.usd if isinstance(event, ev.Asked) and event.reserved_usd else self.cap
         if spent is None or spent < self.world.billed - TINY:
             raise Violation(f"money: {spent} is known of {self.world.billed} dollars that were billed")
         in_flight = any(e.asking for e in self.night.open)
@@ -116,7 +123,8 @@ class Watch(Inspector):
         e = self.night.experiments.get(asked.experiment)
         if e is None or e.asking is None or e.asking.number != asked.call:
             raise Violation(f"intent first: call {asked.call} was made before it was journaled")
-        if any(call.reply and call.question == asked.question for call in e.calls):
+        before = e.calls if asked.kind == "first" else e.talk  # another talk may come to the same point
+        if not asked.fallback and any(call.reply and call.question == asked.question for call in before):
             raise Violation(f"paid once: call {asked.call} asks what was answered")
 
     def submitted(self, job: Job) -> None:
@@ -158,6 +166,7 @@ class Watch(Inspector):
             raise Violation("verified: the branch is not where the journal says")
         if self.world.theirs and self.world.theirs not in self.world.refs.values():
             raise Violation("nothing lost: the commit that a person put on the branch is held by no ref")
+        self.steering.at_the_end(self.night, self.world)
         held = set(self.world.refs.values())
         for e in self.night.experiments.values():
             if gone := [t for t in e.trials if t.superseded and t.commit not in held and e.number]:
@@ -202,7 +211,7 @@ def simulate(seed: str) -> Outcome:
     slots = rng.choice([1, 1, 2, 2, 3, 4])
     capacity = Capacity(slots=slots, calls=rng.randint(1, slots), evaluations=1)
     stoppers = Stoppers(
-        experiments=rng.randint(1, 6),
+        experiments=rng.randint(1, 6) if rng.random() < 0.7 else rng.randint(6, 14),
         usd=rng.choice([None, None, rng.uniform(0.2, 3.0)]),
         hours=rng.choice([None, None, rng.uniform(0.2, 5)]),
         plateau=rng.choice([None, None, 4]),
@@ -213,13 +222,13 @@ def simulate(seed: str) -> Outcome:
         for start in range(60):
             if start == 30:  # a quiet end: without further faults a night must finish
                 world.faults, world.away = Faults(sigma=world.faults.sigma), ""
-                stoppers = stoppers.model_copy(update={"usd": None, "hours": None})
+                stoppers = more(stoppers, start)
             outcome.starts += 1
             code = one_process(world, watch, capacity, stoppers, falls_back)
             if code == 0 and (start >= 30 or rng.random() < 0.8):
                 break
             if code == 3 and rng.random() < 0.3:  # what ended it may be changed by the person
-                stoppers = stoppers.model_copy(update={"usd": None, "hours": None})
+                stoppers = more(stoppers, start)
             world.now += rng.uniform(1, 1000)
         else:
             raise Violation("progress: without faults, the night does not finish")
@@ -231,6 +240,11 @@ def simulate(seed: str) -> Outcome:
     outcome.experiments, outcome.kept = len(watch.night.order), len(watch.night.kept)
     outcome.rebased = sum(1 for kind, _ in world.rows if kind == "Rebased")
     return outcome
+
+
+def more(stoppers: Stoppers, start: int) -> Stoppers:
+    """As good as no limits, stated anew."""
+    return stoppers.model_copy(update={"usd": PLENTY + start, "hours": PLENTY + start})
 
 
 def draw(rng: random.Random) -> World:
@@ -254,12 +268,6 @@ def draw(rng: random.Random) -> World:
 
 def people(world: World, rng: random.Random) -> None:
     """What a person does while the night runs, at any moment."""
-
-    def request(what: str) -> None:
-        one = ev.Requested(id=f"r{len(world.sent)}", what=what)  # type: ignore[arg-type]
-        world.sent.append(one.id)
-        world.spool[one.id] = one
-        world.counts[f"request {what}"] += 1
 
     def edit() -> None:
         world.counts["edit of program.md"] += 1
@@ -285,8 +293,11 @@ def people(world: World, rng: random.Random) -> None:
         world.away = ""
 
     for _ in range(rng.choice([0, 0, 1, 3, 6])):
-        do = rng.choice([lambda: request("stop"), lambda: request("finish"), edit, edit, break_it, move, leave])
+        do = rng.choice(
+            [lambda: world.request("stop"), lambda: world.request("finish"), edit, edit, break_it, move, leave]
+        )
         world.at(rng.uniform(0, 6000), do)
+    steer(world, rng)
 
 
 def one_process(world: World, watch: Watch, capacity: Capacity, stoppers: Stoppers, falls_back: bool) -> int:

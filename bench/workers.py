@@ -60,7 +60,8 @@ class SimExecutor:
                 return ev.Measured(**key, measurement=bad)
         values = dict(line.split(" = ") for line in self.world.commits[job.commit][0][FILE].splitlines() if line)
         loss = sum((float(value) - 0.1) ** 2 for value in values.values())
-        loss += random.Random(job.seed).gauss(0, faults.sigma)
+        if values["E"] not in ("0.1", "0.2"):  # these make training ignore its seed
+            loss += random.Random(job.seed).gauss(0, faults.sigma)
         return ev.Measured(**key, measurement=Measurement(outcome="ok", metric=loss, numbers={"n": 1.0}))
 
     def cancel(self, experiment: int, number: int, why: str) -> None:
@@ -97,7 +98,7 @@ class SimProposer:
     name, model, converses = "sim", "", True
 
     def __init__(self, world: World, stands_in: bool = False):
-        self.world, self.stands_in = world, stands_in
+        self.world, self.stands_in, self.reads = world, stands_in, not stands_in
 
     def check(self, request: Request) -> None: ...
     def close(self) -> None: ...
@@ -174,11 +175,13 @@ class SimCaller:
 class SimPrompter:
     """Prompts without templates."""
 
-    def first_request(self, number, program, files, history, facts) -> Request:
-        turn = Turn(role="user", text=f"propose #{number} after {len(history)}: {facts['Noise between seeds']}")
+    def first_request(self, number, program, files, history, facts, suggestion="") -> Request:
+        text = f"propose #{number} after {len(history)}: {facts['Noise between seeds']}"
+        text += f"; {program.direction}; {files[FILE]}" + (f"; do this now: {suggestion}" if suggestion else "")
         return Request(
-            number=number, system="system", turns=(turn,), program=program, files=dict(files), history=tuple(history)
-        )
+            number=number, system="system", turns=(Turn(role="user", text=text),), program=program, files=dict(files),
+            history=tuple(history), suggestion=suggestion,
+        )  # fmt: skip
 
     def repair(self, request: Request, reply_text: str, error: str, attempt: int) -> Request:
         return self._on(request, reply_text, f"repair {attempt}: {error}")
@@ -190,7 +193,7 @@ class SimPrompter:
         first, *others = request.turns
         if len(others) > 2:
             return request.model_copy(update={"turns": (first, *others[2:])})
-        brief = Turn(role="user", text="propose briefly")
+        brief = Turn(role="user", text=f"propose briefly {request.suggestion}")
         return None if first == brief else request.model_copy(update={"turns": (brief, *others)})
 
     def _on(self, request: Request, reply: str, text: str) -> Request:

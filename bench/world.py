@@ -13,10 +13,12 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent import events as ev
 from agent.errors import EditError
 from agent.events import Event
+from agent.inbox import BEFORE_THE_START
 from agent.ledger import VERSION, decode, digest, encode
 from agent.program import Program
 from agent.protocols import Job
@@ -91,6 +93,14 @@ class World:
     def at(self, seconds: float, do: Callable[[], None]) -> None:
         self.serial += 1
         heapq.heappush(self.later, (self.now + seconds, self.serial, do))
+
+
+    def request(self, what: str, **said: Any) -> None:
+        """A person's, which reaches the loop when that looks next."""
+        one = ev.Requested(id=f"r{len(self.sent)}", what=what, **said)  # type: ignore[arg-type]
+        self.sent.append(one.id)
+        self.spool[one.id] = one
+        self.counts[f"request {what}"] += 1
 
 
 class Inspector:
@@ -229,7 +239,8 @@ class Process:
         self.emit_in(0, event)
 
     def stale(self) -> list[Event]:
-        return [self.world.spool[one] for one in self.left if one in self.world.spool]
+        left = (self.world.spool[one] for one in self.left if one in self.world.spool)
+        return [request for request in left if request.what in BEFORE_THE_START]
 
     def take(self) -> list[Event]:
         found: list[Event] = list(self.world.spool.values())

@@ -252,8 +252,10 @@ def test_a_second_loop_on_the_same_tag_is_refused(project: Path, tmp_path: Path)
 
 
 def test_a_broken_program_in_the_night_keeps_the_last_good_version(project: Path, tmp_path: Path):
-    """The reply's command breaks program.md while it is asked, as a person would at 2 a.m."""
+    """The reply's command breaks program.md while it is asked, as a person would at 2 a.m.; the next one changes it, so
+    that its own proposal is asked for again."""
     broken = PROGRAM.replace("metric:", "metrik:").replace("'", "")
+    wider = block("WIDTH = 8", "WIDTH = 16")
     proposer = tmp_path / "propose.py"
     proposer.write_text(
         "import pathlib, sys\n"
@@ -261,11 +263,12 @@ def test_a_broken_program_in_the_night_keeps_the_last_good_version(project: Path
         f"count = pathlib.Path({str(tmp_path / 'count')!r})\n"
         "n = int(count.read_text()) if count.exists() else 0\n"
         "count.write_text(str(n + 1))\n"
-        f"path.write_text([{broken!r}, {PROGRAM + 'NEW DIRECTION: go wide.'!r}, ''][n] or path.read_text())\n"
+        f"path.write_text([{broken!r}, {PROGRAM + 'NEW DIRECTION: go wide.'!r}, '', ''][n] or path.read_text())\n"
         "pathlib.Path(count.parent / f'prompt{n}').write_text(sys.stdin.read())\n"
-        f"print([{STORY[0]!r}, {block('WIDTH = 8', 'WIDTH = 16')!r}, {block('RATE = 0.3', 'RATE = 0.2')!r}][n])\n"
+        f"print([{STORY[0]!r}, 'too late', {wider!r}, {block('RATE = 0.3', 'RATE = 0.2')!r}][n])\n"
     )
     said = night(project, "--command", f"{sys.executable} {proposer}", "--experiments", "3")
+    assert "#2 is asked for again: its proposal (unknown" in said and "is older than the edit of program.md" in said
     assert kinds(project) == ["baseline", "keep", "keep", "keep"]
     assert "unknown key 'metrik'" in said and "last good version" in said
     assert "NEW DIRECTION" not in (tmp_path / "prompt1").read_text()

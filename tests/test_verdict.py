@@ -15,7 +15,7 @@ from agent.observers.report.markdown import kept_row
 from agent.observers.tsv import COLUMNS, FURTHER, row
 from agent.propose.context import first_request
 from agent.propose.templates import Templates
-from agent.records import Experiment, Verdict
+from agent.records import Experiment, Measurement, Verdict
 from agent.run.progress import LARGEST
 
 TRIALS = (COLUMNS + FURTHER).index("trials")
@@ -83,12 +83,34 @@ def test_trials_are_counted_alike_in_prompt_table_and_commit():
     assert "loss: 0.52 (mean of 3 trials)" in asked
 
 
+def test_what_stretches_its_budget_is_held_for_review():
+    base = experiment(0, 1.0, 1.01, 0.99)
+
+    def trained(*seconds: float) -> Verdict | Rerun:
+        new = experiment(1, 0.5, 0.51, 0.49, kind="")
+        times = zip(new.trials, seconds, strict=True)
+        slow = [t.model_copy(update={"measurement": with_seconds(t.measurement, s)}) for t, s in times]
+        return weigh(LOSS, base, new.model_copy(update={"trials": tuple(slow)}), [base], {}, seconds=300.0)
+
+    held = trained(312.0, 311.0, 313.0)
+    assert isinstance(held, Verdict) and held.kind == "held" and "trained for 311.0 s or more" in held.reason
+    once = trained(312.0, 301.0, 313.0)
+    assert isinstance(once, Verdict) and once.kept, "one slow trial is the machine's doing"
+
+
+def with_seconds(measurement: Measurement | None, seconds: float) -> Measurement | None:
+    return measurement and measurement.model_copy(update={"training_seconds": seconds})
+
+
 def test_one_value_with_every_seed_is_held_for_review_where_the_baseline_varies():
     base = experiment(0, 1.0, 1.01, 0.99)
     again = weigh(LOSS, base, experiment(1, 0.5, 0.5, kind=""), [base], {})
     assert isinstance(again, Rerun) and again.of == "candidate"
     held = weigh(LOSS, base, experiment(1, 0.5, 0.5, 0.5, kind=""), [base], {})
-    assert isinstance(held, Verdict) and held.review and not held.kept
+    assert isinstance(held, Verdict) and held.kind == "held" and held.review and not held.kept
+    accepted = experiment(1, 0.5, 0.5, 0.5, kind="").model_copy(update={"accepted": True})
+    kept = weigh(LOSS, base, accepted, [base], {})
+    assert isinstance(kept, Verdict) and kept.kept, "not held again for the same sign"
     assert held.reason.startswith("held for review, not on the branch: the same value with 3 seeds")
     exact = experiment(0, 1.0, 1.0, 1.0)
     kept = weigh(LOSS, exact, experiment(1, 0.5, 0.5, 0.5, kind=""), [exact], {})

@@ -17,7 +17,7 @@ from rich.console import Console
 # The base of all that a command line can have wrong; typer gives it no name of its own yet.
 from typer.exceptions import TyperException
 
-from agent.cli import after, check, experiment, night, service, show, watch
+from agent.cli import after, check, experiment, night, service, show, steer, watch
 from agent.cli.nights import newest
 from agent.cli.output import survive
 from agent.errors import Failure, MachineFault
@@ -25,7 +25,7 @@ from agent.workspace import project_folder
 
 HELP = (__doc__ or "").partition("\n")[0]
 app = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False, add_completion=False, help=HELP)
-for group in (night, show, experiment, after, watch, check, service):
+for group in (night, steer, show, experiment, after, watch, check, service):
     for command in group.COMMANDS:
         app.command()(command)
 

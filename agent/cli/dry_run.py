@@ -93,7 +93,7 @@ def first_request(
         return context.first_request(1, program, files, (), {}, templates)
     ledger = Ledger(workspace.home, readonly=True)
     asking = Asking(ledger, History(ledger.text), workspace, proposer, Prompts(templates), device)
-    return asking.new_question(night, max(night.experiments) + 1, "first", night.tip)
+    return asking.new_question(night, max(night.experiments) + 1, "first", night.tip, "")
 
 
 def trial_seconds(root: Path, program: Program, budget: Budget) -> tuple[float, bool]:

@@ -199,7 +199,7 @@ def stop(
     home = find_night(repo, tag)
     if not is_worked_on(home):
         raise Failure(f"no loop works on {home.name}: there is nothing to stop")
-    inbox.send(home, "finish" if after else "stop", "asked to stop by a person")
+    inbox.send(home, "finish" if after else "stop", text="asked to stop by a person")
     typer.echo(f"asked the loop of {home.name} to {'end after what has begun' if after else 'stop now'}")
 
 

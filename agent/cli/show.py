@@ -37,6 +37,7 @@ STATES = {
     "waiting": "waiting for a trial of the incumbent",
     "measured": "judging",
     "judged": "publishing the verdict",
+    "detached": "being put onto the incumbent",
 }
 
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from agent import events as ev
-from agent import version
+from agent import limits, version
 from agent.actions import Actions
 from agent.backup import bring_back, copy_path, open_ledger, tags_with_refs
 from agent.caller import ThreadCaller
@@ -198,7 +198,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     )
     if flags.push:
         check_remote(root, flags.push, before, say)
-    check_proposers(flags.stoppers.usd, flags.check, before, proposer, fallback, first, say)
+    check_proposers(before.limits_with(flags.stoppers).usd, flags.check, before, proposer, fallback, first, say)
     workspace.prepare_home()
     room = choose_sandbox(flags.sandbox, private=(workspace.top,), where=workspace.home)
     ledger, told = open_ledger(workspace.repo, workspace.home)
@@ -263,6 +263,8 @@ def introduce(
     if night.starts:
         done = max(0, len(night.order) - 1)
         say(f"going on with night {workspace.tag}: {done} experiments are done; --new begins another one")
+        if holds := limits.told(night):
+            say(f"limits so far: {', '.join(holds)}; flags go over them, `python -m agent limits` changes them")
     goal, budget = f"{program.metric.direction} {program.metric.name}", program.budget_on(device)
     say(f"night {workspace.tag}: {goal}, {budget} per trial on {device}")
     say(banner(proposer))
@@ -283,8 +285,8 @@ class Prompts:
 
     templates: Templates
 
-    def first_request(self, number, program, files, history, facts) -> Request:
-        return context.first_request(number, program, files, history, facts, self.templates)
+    def first_request(self, number, program, files, history, facts, suggestion="") -> Request:
+        return context.first_request(number, program, files, history, facts, self.templates, suggestion=suggestion)
 
     def repair(self, request: Request, reply_text: str, error: str, attempt: int) -> Request:
         return context.repair(request, reply_text, error, attempt, self.templates)

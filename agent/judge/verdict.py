@@ -14,6 +14,8 @@ from agent.state import too_flaky
 SLIPS = 2  # times that a crash within seconds goes back to the proposer as part of the same experiment
 SLIP_SECONDS = 10.0  # of training; a later crash is a result, not a slip
 SAME = 3  # trials with one value, where those of others differ, that are no chance any more
+STRETCH, LEAST_STRETCH = 0.02, 2.0  # of the budget, and seconds: more than that longer than the incumbent is a stretch
+HELD = "held for review, not on the branch"
 CONFIRMATIONS = 2  # fresh seeds that an implausible gain must survive
 
 
@@ -23,8 +25,10 @@ def weigh(
     experiment: Experiment,
     finished: Sequence[Experiment],
     before: Mapping[str, str],
+    seconds: float = 0.0,
 ) -> Verdict | Rerun:
-    """Judge an experiment whose trials all worked; `before`: the changed files as the incumbent has them."""
+    """Judge an experiment whose trials all worked; `before`: the changed files as the incumbent has them. `seconds`: of
+    training that a trial may take; 0: its budget is not one of time."""
     noise = Noise.of_night([*finished, experiment])
     shorter = lines(experiment.files) < lines(before)
     trials = worked(experiment)
@@ -35,13 +39,16 @@ def weigh(
     decision = decide(program, held, trials, noise, shorter, baseline=incumbent.unselected, more=more)
     if isinstance(decision, Rerun) or not decision.kept or decision.effect is None:
         return decision
-    if noise.sigma and same_value(experiment):
+    if not experiment.accepted and (longer := stretched(held, worked(experiment), seconds)):
+        why = f"{HELD}: {longer} ({decision.reason})"
+        return decision.model_copy(update={"kind": "held", "review": True, "reason": why})
+    if noise.sigma and same_value(experiment) and not experiment.accepted:
         trials = len(experiment.metrics)
         if trials < min(SAME, 1 + program.reruns):
             return Rerun(of="candidate", reason="two seeds gave one value, where the incumbent's differ: once more")
-        why = f"held for review, not on the branch: the same value with {trials} seeds, where the incumbent's differ; "
+        why = f"{HELD}: the same value with {trials} seeds, where the incumbent's differ; "
         why += f"does it still train with RESEARCH_SEED, and measure what it trained? ({decision.reason})"
-        return decision.model_copy(update={"kind": "discard", "review": True, "reason": why})
+        return decision.model_copy(update={"kind": "held", "review": True, "reason": why})
     gains = [e.verdict.effect for e in finished if e.verdict and e.verdict.kept and e.verdict.effect is not None]
     doubt = implausible(decision.effect, noise.sigma or 0.0, gains)
     if doubt is None:
@@ -49,6 +56,18 @@ def weigh(
     if len(experiment.metrics) < 1 + min(CONFIRMATIONS, program.reruns):
         return Rerun(of="candidate", reason=doubt)
     return decision.model_copy(update={"review": True, "reason": f"{decision.reason}; {doubt}"})
+
+
+def stretched(incumbent: Sequence[Measurement], candidate: Sequence[Measurement], seconds: float) -> str:
+    """Every trial of the candidate trained beyond its budget, by more than any of the incumbent's, though by less than
+    is refused at once."""
+    if not seconds or not candidate:
+        return ""
+    usual = max([seconds, *(m.training_seconds for m in incumbent)])
+    least = min(m.training_seconds for m in candidate)
+    if least <= usual + max(LEAST_STRETCH, STRETCH * seconds):
+        return ""
+    return f"each trial trained for {least:.1f} s or more, with a budget of {seconds:g} s; the incumbent {usual:.1f}"
 
 
 def same_value(experiment: Experiment) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from agent.events import Event, Published
+from agent.events import Event
 from agent.history import History
 from agent.ledger import copy
 from agent.night import Night
+from agent.observers.push import moves_the_branch
 
 
 class Backup:
@@ -25,7 +26,7 @@ class Backup:
 
     def see(self, event: Event, night: Night, history: History) -> None:
         self.behind = bool(night.kept)
-        self.due = self.due or isinstance(event, Published) and night.experiments[event.experiment].kept
+        self.due = self.due or moves_the_branch(event, night)
 
     def tick(self) -> None:
         if self.due:

@@ -44,7 +44,7 @@ def without_details(night: Night, number: int) -> Night:
     """What was decided long ago, and not kept, is told by the kind of its verdict alone: observers add up to several
     nights in memory."""
     e = night.experiments[number]
-    if e.kept or e.verdict is None:
+    if e.kept or e.verdict is None or e.verdict.kind == "held":
         return night
     return replace(night, experiments={**night.experiments, number: decided(number, e.verdict.kind)})
 

@@ -23,6 +23,7 @@ from agent.judge.verdict import worked
 from agent.lab_note import duration
 from agent.live import Curve, Live
 from agent.night import Night
+from agent.observers import steering
 from agent.observers.report.times import Times
 from agent.observers.tsv import cell
 from agent.records import Measurement
@@ -206,6 +207,8 @@ def said(night: Night, stands: str) -> str:
 
 def paused(event: ev.Paused, night: Night) -> str:
     """What is said of a pause."""
+    if event.what == "person":
+        return f"paused by a person {steering.pause_ends(event.until, night.now)}"
     meanwhile = f"; {night.fallback} proposes meanwhile" if night.fallback and event.what == "model" else ""
     again = f", next at {time.strftime('%H:%M:%S', time.localtime(event.until))}" if event.until else ""
     return f"paused: {event.reason}{meanwhile}; it is tried again by itself{again}"

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from agent.events import Event, Published
+from agent.events import Event, Published, Requested
 from agent.history import History
 from agent.ledger import copy
 from agent.night import Night
@@ -52,6 +52,12 @@ class Refused(Exception):
     """What git said, or what keeps this from pushing; one line."""
 
 
+def moves_the_branch(event: Event, night: Night) -> bool:
+    if isinstance(event, Requested):
+        return event.what == "veto"
+    return isinstance(event, Published) and night.experiments[event.experiment].kept
+
+
 class Push:
     """`say` tells the person. One thread calls all of this (observers/follow.py)."""
 
@@ -64,11 +70,11 @@ class Push:
         self.kept: Collection[str] = ()
 
     def start(self, night: Night, history: History) -> None:
-        self.kept, self.due = night.kept, bool(night.kept)
+        self.kept, self.due = night.ever_kept, bool(night.kept)
 
     def see(self, event: Event, night: Night, history: History) -> None:
-        if isinstance(event, Published) and night.experiments[event.experiment].kept:
-            self.kept, self.due = night.kept, True
+        if moves_the_branch(event, night):
+            self.kept, self.due = night.ever_kept, True
 
     def tick(self) -> None:
         if self.due and time.monotonic() >= self.next:
@@ -105,7 +111,8 @@ class Push:
         tree = self.git("mktree", said=f"100644 blob {blob}\tledger.db\n")
         ledger = self.git("commit-tree", tree, "-m", f"Ledger of the night {self.tag}")
         wanted = [f"{branch}*:{branch}*", f"+{pins}/*:{pins}/*", f"+{ledger}:{pins}/ledger"]
-        self.git("push", "--quiet", "--no-verify", self.remote, *wanted)
+        back = [f"--force-with-lease={branch}:{there[0]}"] if there else []  # a veto moves it back
+        self.git("push", "--quiet", "--no-verify", *back, self.remote, *wanted)
 
     def git(self, *arguments: str, said: str = "") -> str:
         """git's answer. It ends with this process, asks nothing, and may reach the network. Raises Refused."""

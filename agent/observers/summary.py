@@ -15,11 +15,13 @@ from agent.judge.noise import Noise, gain
 from agent.judge.verdict import failures, worked
 from agent.lab_note import dollars, duration, number
 from agent.night import Night
+from agent.observers import steering
 from agent.observers.tsv import cell, seconds
 from agent.program import Program
 from agent.records import KEPT, Experiment
 
 COLORS = {"keep": "bold green", "simplification": "bold green", "baseline": "bold", "discard": "yellow"}
+COLORS |= {"held": "bold magenta", "skipped": "yellow", "vetoed": "yellow"}
 
 
 def experiments_table(experiments: Sequence[Experiment], program: Program) -> Table:
@@ -53,6 +55,12 @@ def summary(
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     name = program.metric.name
+    for e in done:
+        if e.verdict and e.verdict.kind == "held":
+            look = f"#{e.number} {escape(cell(e.label))}: {escape(cell(e.verdict.reason))}"
+            table.add_row("held", f"{look}; `python -m agent accept {e.number}` lets it be kept")
+    if vetoed := [f"#{e.number}" for e in done if e.verdict and e.verdict.kind == "vetoed"]:
+        table.add_row("vetoed", ", ".join(vetoed))
     table.add_row("baseline", f"{name} {number(baseline)}")
     if best and best.verdict and baseline is not None and best.verdict.metric is not None:
         table.add_row("best", f"{name} {number(best.verdict.metric)} (experiment {best.number})")
@@ -79,8 +87,10 @@ def summary(
     unknown = f" and {costs.count(None)} experiments of unknown price" if None in costs else ""
     table.add_row("tokens", f"{sum(e.tokens for e in experiments):,}")
     table.add_row("dollars", dollars(known) + unknown)
-    if review := [f"#{e.number}" for e in done if e.verdict and e.verdict.review]:
+    if review := [f"#{e.number}" for e in done if e.verdict and e.verdict.review and e.verdict.kind != "held"]:
         table.add_row("review", ", ".join(review) + ": look before you trust")
+    if suggested := [f"#{e.number} ({e.verdict.kind if e.verdict else 'open'})" for e in experiments if e.suggestion]:
+        table.add_row("suggested", f"by you: {', '.join(suggested)}")
     for note in notes:
         table.add_row("note", escape(cell(note)))
     if ended:
@@ -103,7 +113,7 @@ OPEN_DOOR = (
 
 def notes_of(night: Night) -> list[str]:
     """What a person should know of the night as a whole."""
-    notes = [text for _, text in night.notes[-5:]]
+    notes = [*steering.notes(night), *(text for _, text in night.notes[-5:])]
     if night.rules and not night.rules.evaluates:
         notes.insert(0, OPEN_DOOR)
     if night.sandbox == "none":

@@ -20,7 +20,7 @@ from agent.history import History
 from agent.lab_note import duration, number
 from agent.ledger import Ledger
 from agent.night import Night
-from agent.observers import now, screen
+from agent.observers import now, screen, steering
 from agent.observers.follow import RECENT
 from agent.observers.now import Tally, paused
 from agent.observers.summary import COLORS
@@ -51,6 +51,8 @@ class Terminal:
 
     def see(self, event: Event, night: Night, history: History) -> None:
         match event:
+            case ev.Replied() if night.experiments[event.experiment].stale:
+                self.say(night.notes[-1][1])  # it is asked for again, and what it has cost
             case ev.CallFailed() if not night.paused:  # after that, only a change is worth a line
                 self.say(f"the proposer failed: {event.reason}")
             case ev.TrialBegun(number=0, attempt=1):
@@ -84,8 +86,10 @@ class Terminal:
                 self.say(f"the night ends: {event.reason}")
             case ev.Tested() if event.reason:
                 self.say(f"the test of experiment {event.experiment} failed: {event.reason}")
-            case ev.Requested(what="stop") if night.stopping:
-                self.say("stopping")
+            case ev.Requested() if text := steering.said(event, night, history.read):
+                self.say(text)
+            case ev.Started() if night.on_hold and night.paused:
+                self.say(paused(night.paused, night))
 
     def measured(self, event: ev.Measured, night: Night, history: History) -> None:
         trial = night.experiments[event.experiment].trials[event.number]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent import state
-from agent.events import Event, Published
+from agent.events import Event, Published, Requested
 from agent.history import History
 from agent.night import Night
 from agent.program import Program
@@ -46,21 +46,26 @@ class Results:
             self.write(night, history)
 
     def see(self, event: Event, night: Night, history: History) -> None:
-        if isinstance(event, Published):
+        if isinstance(event, Published | Requested):  # a veto changes what was published before
             self.write(night, history)
 
     def write(self, night: Night, history: History) -> None:
         """On a full disk the table stays as it was until the next experiment is over."""
         for number in night.order:
             e, before = night.experiments[number], self.rows.get(number)
-            if before is None or e.kept and before[0] is not e:  # it may have been run again, or tested
-                self.rows[number] = e if e.kept else None, line(row(history.whole(e, brief=True)))
+            if before is None or before[0] is not None and before[0] is not e:  # run again, tested or vetoed
+                self.rows[number] = e if may_change(e) else None, line(row(history.whole(e, brief=True)))
         with contextlib.suppress(OSError):
             lines = [self.rows[number][1] for number in sorted(night.order)]
             write_lines(self.path, lines, history.program(night.program))
 
     def tick(self) -> None: ...
     def close(self) -> None: ...
+
+
+def may_change(e: state.Experiment) -> bool:
+    """What was kept, or is held for review, may be run again; of all else only the line stays in memory."""
+    return e.kept or e.verdict is not None and e.verdict.kind == "held"
 
 
 def write_lines(path: Path, lines: Sequence[str], program: Program) -> None:

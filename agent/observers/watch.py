@@ -36,7 +36,7 @@ from agent.errors import Failure, ProgramError
 from agent.events import Requested
 from agent.forms import defaults
 from agent.night import Night
-from agent.observers import now
+from agent.observers import now, steering
 from agent.observers.report import data
 from agent.observers.report.page import drawable, library, live_page, replace_file
 from agent.observers.report.read import Reader
@@ -130,14 +130,19 @@ def kinds() -> tuple[str, ...]:
     return get_args(Requested.model_fields["what"].annotation)
 
 
-def send(home: Path, what: str, **fields: Any) -> None:
-    """Leave a request for the loop. Raises Refusal where it is none."""
+def send(home: Path, night: Night, what: str, **fields: Any) -> str:
+    """Leave a request for the loop, and say what it will do. Raises Refusal where it is none, or would do nothing."""
     if what not in kinds():
         raise Refusal(400, f"nobody can be asked to {what}")
     try:
-        inbox.send(home, what, **fields)  # type: ignore[arg-type]
+        request = Requested(at=time.time(), id=f"{what} at {time.time_ns()}", what=what, **fields)  # type: ignore[arg-type]
     except (TypeError, ValidationError):
         raise Refusal(400, f"that is no whole request to {what}") from None
+    after = night.after(request)
+    if why := steering.refused(request, after):
+        raise Refusal(409, why)
+    inbox.send(home, request.what, **fields)
+    return steering.said(request, after)
 
 
 class Program:
@@ -251,8 +256,9 @@ class Page:
         what = said.pop("what", None)
         if not self.sight.now()["at_work"]:
             raise Refusal(409, f"no loop works on {self.home.name}: there is nobody to ask")
-        await run_in_threadpool(send, self.home, str(what), **said)
-        return JSONResponse({"asked": what})
+        with self.sight.lock:
+            night = self.sight.reader.night
+        return JSONResponse({"asked": what, "said": await run_in_threadpool(send, self.home, night, str(what), **said)})
 
     def other_contract(self, program: Any) -> str:
         with self.sight.lock:

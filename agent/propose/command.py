@@ -27,6 +27,7 @@ class CommandProposer:
 
     name = "command"
     converses = True
+    reads = True
 
     def __init__(self, command: str, deadline: float = DEADLINE):
         """Raises Failure when the command can't be understood."""

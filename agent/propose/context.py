@@ -37,14 +37,16 @@ def first_request(
     facts: Mapping[str, object],
     templates: Templates,
     history_tokens: int = HISTORY_TOKENS,
+    suggestion: str = "",
 ) -> Request:
     """The prompt for experiment `number`.
 
     `files`: the editable files at the incumbent. `history`: finished experiments, oldest first. `facts`: what else
     is known now, printed as `name: value`; `noise` is special: the smallest difference of the metric that means
-    anything. `history_tokens`: the most that the lines of the history may take.
+    anything. `history_tokens`: the most that the lines of the history may take. `suggestion`: what the person wants to
+    be tried now.
     """
-    values = _values(number, program, files, history, facts, history_tokens)
+    values = _values(number, program, files, history, facts, history_tokens) | {"suggestion": suggestion}
     return Request(
         number=number,
         system=templates.render("system.j2", values),
@@ -52,6 +54,7 @@ def first_request(
         program=program,
         files=dict(files),
         history=tuple(history),
+        suggestion=suggestion,
     )
 
 
@@ -74,8 +77,9 @@ def shorter(request: Request, facts: Mapping[str, object], templates: Templates)
     if len(others) > 2:
         return request.model_copy(update={"turns": (first, *others[2:])})
     brief = first_request(
-        request.number, request.program, request.files, request.history, facts, templates, history_tokens=0
-    )
+        request.number, request.program, request.files, request.history, facts, templates, history_tokens=0,
+        suggestion=request.suggestion,
+    )  # fmt: skip
     if len(brief.turns[0].text) >= len(first.text):
         return None
     return request.model_copy(update={"turns": (*brief.turns, *others)})

@@ -98,6 +98,7 @@ class ApiProposer:
     key_name: str
     """The environment variable that holds the key."""
     converses = True
+    reads = True
     provider: str | None = None
     """As genai-prices names it; None: told by the URL."""
     errors: type[Exception]

@@ -18,6 +18,7 @@ class ReplayProposer:
     name = "replay"
     model = ""
     converses = True
+    reads = False
 
     def __init__(self, path: Path):
         """Raises Failure when there is nothing to replay."""

@@ -90,6 +90,7 @@ class SearchProposer:
     name = "search"
     model = ""
     converses = False
+    reads = False
 
     def __init__(self, seed: int = 0, device: Device = "cpu"):
         self.seed, self.cuda = seed, device == "cuda"
@@ -208,7 +209,7 @@ def evidence(request: Request) -> Iterator[Try]:
         elif e.verdict and (change := changed(e.proposal)):
             before, after = measured.get(e.parent), e.verdict.metric
             gain = None if before is None or after is None else request.program.metric.gain(before, after)
-            failed = e.verdict.kind in ("crash", "timeout")
+            failed = e.verdict.kind in ("crash", "timeout", "held", "vetoed")  # the person does not want it
             yield Try(*change, parent=e.parent, gain=gain, kept=e.verdict.kept, failed=failed)
     yield from not_run((turn.text for turn in request.turns if turn.role == "assistant"), incumbent(request))
 

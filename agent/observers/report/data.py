@@ -233,7 +233,11 @@ def look(told: Told) -> list[Json]:
     """What needs a person's eye, most pressing first."""
     found: list[Json] = [{"text": short(text)} for text in told.look]
     marked = [e for e in told.done if e.verdict and e.verdict.review]
-    for e in sorted(marked, key=lambda e: (not (e.verdict and e.verdict.kept), e.number)):  # what was kept first
+    for e in told.done:
+        if e.verdict and e.verdict.kind == "vetoed":
+            found.append({"n": e.number, "text": "vetoed by the person: it is off the branch"})
+    rank = {"held": 0, "keep": 1, "simplification": 1}
+    for e in sorted(marked, key=lambda e: (rank.get(e.verdict.kind if e.verdict else "", 2), e.number)):
         if e.verdict:
             found.append({"n": e.number, "text": f"marked for a look: {short(e.verdict.reason)}"})
     metric = told.program.metric
@@ -292,13 +296,19 @@ def detailed(told: Told, texts: Texts, numbers: Collection[int]) -> Iterator[tup
             continue
         before = files.get(e.parent, {}) if e.number else e.files
         yield e, {
-            "hypothesis": texts.add(e.proposal.hypothesis if e.proposal else e.label),
+            "hypothesis": texts.add(hypothesis(e)),
             "reason": texts.add(e.verdict.reason if e.verdict else ""),
             "diff": texts.add(diff(before, e.files)),
             "trials": [trial(t, texts) for t in e.trials],
             "calls": [call(c, texts) for c in e.calls],
             "test": {name: figure(value) for name, value in (e.test_numbers or {}).items()},
         }
+
+
+def hypothesis(e: Experiment) -> str:
+    """With what the person had suggested."""
+    text = e.proposal.hypothesis if e.proposal else e.label
+    return f"{text}\n\nSuggested by the person: {e.suggestion}" if e.suggestion else text
 
 
 def diff(before: Mapping[str, str], after: Mapping[str, str]) -> str:

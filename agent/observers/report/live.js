@@ -164,7 +164,7 @@ function sure(button, twice, action) {
 
 async function request(content, name) {
   const answer = await tell("POST", "request", content);
-  report(answer.refused ? `${name}: ${answer.refused}` : `${name}: the loop is asked`, Boolean(answer.refused));
+  report(answer.refused ? `${name}: ${answer.refused}` : answer.said || `${name}: the loop is asked`, Boolean(answer.refused));
   return !answer.refused;
 }
 
