@@ -100,8 +100,8 @@ class Actions:
                 return self.count_as_crash(night, number, index)
             case policy.GiveUp(what, number, index):
                 return self.give_up(night, what, number, index)
-            case policy.Pause(reason, until):
-                return ev.Paused(reason=reason, until=until)
+            case policy.Pause(reason, until, what):
+                return ev.Paused(reason=reason, until=until, what=what)
             case policy.Resume():
                 return ev.Resumed()
             case policy.End(reason, code, then):

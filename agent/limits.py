@@ -8,7 +8,9 @@ from agent.night import Night
 from agent.state import added
 
 FIRST_WAIT, LONGEST_WAIT = 15.0, 600.0  # seconds after an outage; each further one is twice as long
+FRUITLESS = 5  # proposals in a row that could not be trained, before the next one is waited with, longer each time
 LONGEST_RETRY_AFTER = 3600.0  # seconds that a server's Retry-After is honoured
+UNTRAINED = "none of their changes could be trained"
 GO_ON = "the same command goes on from here"
 
 
@@ -25,7 +27,8 @@ def finished(night: Night) -> str:
     if rules and value is not None and rules.reached(value):
         return f"the target is reached: {rules.metric} {value:.6g}"
     if most.experiments is not None and done >= most.experiments:
-        return f"{done} experiments are done, as asked"
+        trained = any(e.trials for e in night.experiments.values() if e.number)
+        return f"{done} experiments are done, as asked" + ("" if trained or not done else f"; {UNTRAINED}")
     if most.plateau is not None and since_keep(night) >= most.plateau:
         return f"{most.plateau} experiments in a row brought nothing"
     return ""
@@ -35,7 +38,7 @@ def cut_short(night: Night) -> tuple[str, str] | None:
     """Why this process goes no further, though the night is not finished; and how to go on."""
     most = night.stoppers
     if night.finishing:
-        return night.finishing, night.unblock or GO_ON
+        return night.finishing, night.after_finish or GO_ON
     if night.blocked and not night.fallback:
         return night.blocked, night.unblock or GO_ON
     if most.hours is not None and night.now >= night.started + most.hours * 3600:
@@ -82,18 +85,31 @@ def affords(night: Night, usd: float | None) -> str:
 
 
 def next_call(night: Night) -> float:
-    """When the proposer may be called; later with every outage in a row."""
-    if not night.outages:
-        return night.now
-    wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(night.outages, 10))
-    return night.failed_at + max(wait, min(night.retry_after, LONGEST_RETRY_AFTER))
+    """When the proposer may be called; later with every outage in a row, and with every proposal of no use in a row."""
+    until = night.now
+    if night.outages:
+        wait = growing(night.outages)
+        until = max(until, night.failed_at + max(wait, min(night.retry_after, LONGEST_RETRY_AFTER)))
+    if of_no_use(night):
+        until = max(until, night.fruitless_at + growing(night.fruitless - FRUITLESS))
+    return until
+
+
+def growing(times: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(times, 10))
+
+
+def of_no_use(night: Night) -> bool:
+    """Whether nothing that the proposer says can be trained, so that to ask on and on would only cost."""
+    return night.fruitless >= FRUITLESS
 
 
 def may_call(night: Night, most: int) -> bool:
     """Whether the proposer may be asked now; after an outage by one call only, until it answers."""
     if night.blocked or night.now < next_call(night):
         return False
-    return calls(night, fallback=False) < (1 if night.outages else most)
+    return calls(night, fallback=False) < (1 if night.outages or of_no_use(night) else most)
 
 
 def may_fall_back(night: Night, most: int) -> bool:
@@ -103,7 +119,8 @@ def may_fall_back(night: Night, most: int) -> bool:
 
 def out_of_reach(night: Night) -> bool:
     """Whether the proposer can't be had for longer than a moment."""
-    return bool(night.blocked) or bool(night.outages) and night.paused is not None and night.paused.what == "model"
+    failing = bool(night.outages) or of_no_use(night)
+    return bool(night.blocked) or failing and night.paused is not None and night.paused.what == "model"
 
 
 def calls(night: Night, fallback: bool) -> int:

@@ -76,8 +76,9 @@ class Night(Standing):
             contract=contract, data=night.data or event.data, inputs=event.inputs, starts=night.starts + 1,
             hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,
             other_cards=night.other_cards or bool(night.kept) and night.cards != event.cards,
-            ended=None, stopping=False, blocked="", unblock="", finishing="", fallback=event.fallback,
+            ended=None, stopping=False, blocked="", unblock="", finishing="", after_finish="", fallback=event.fallback,
             paused=night.paused if night.on_hold else None, outages=0, lost_slots=frozenset(),
+            fruitless=0, stalls=0,
         )  # fmt: skip
 
     def on_Steered(self, event: ev.Steered) -> Night:
@@ -113,10 +114,12 @@ class Night(Standing):
         return replace(self, blocked=event.reason, unblock=event.then, blocked_by_limit=event.limit)
 
     def on_Paused(self, event: ev.Paused) -> Night:
-        return replace(self, paused=event)
+        return replace(self, paused=event, stalls=self.stalls + (event.what == "machine"))
 
     def on_Resumed(self, event: ev.Resumed) -> Night:
-        return replace(self, paused=None)
+        """Where it was the machine that was waited for, its slots are tried again."""
+        machine = self.paused is not None and self.paused.what == "machine"
+        return replace(self, paused=None, lost_slots=frozenset() if machine else self.lost_slots)
 
     def on_Ended(self, event: ev.Ended) -> Night:
         return replace(self, ended=event)
@@ -208,6 +211,7 @@ class Night(Standing):
         night = self
         e = night.need(event.experiment, "proposed")
         night = night.change(e.number, state="trials", commit=event.commit, wanted=len(e.current) + 1)
+        night = night if e.calls and e.calls[-1].fallback else replace(night, fruitless=0)
         return replace(night, tried={**night.tried, e.fingerprint: e.number})
 
     def on_TrialBegun(self, event: ev.TrialBegun) -> Night:
@@ -231,6 +235,7 @@ class Night(Standing):
         light = event.measurement.model_copy(update={"curve": (), "log_tail": "", "numbers": {}})
         number, index = event.experiment, trial.number
         night = night.change_trial(number, index, running=False, measurement=light, details=event.details)
+        night = replace(night, stalls=0)
         if night.experiments[number].state == "published":  # a rerun: whoever waits for it is judged again
             for e in night.open:
                 if e.state == "waiting":
@@ -250,7 +255,7 @@ class Night(Standing):
     def on_MachineFault(self, event: ev.MachineFault) -> Night:
         night = self
         trial = night._in_a_slot(event)
-        night = replace(night, fault=event.reason)
+        night = replace(night, fault=event.reason, fault_at=event.at)
         night = night.change_trial(event.experiment, trial.number, running=False, faults=trial.faults + 1)
         incumbent = night.incumbent
         of_the_best = event.experiment == (incumbent.number if incumbent else 0)
@@ -306,6 +311,9 @@ class Night(Standing):
         night = night.change(e.number, state="published", published=event.commit)
         undecided = tuple(number for number in night.undecided if number != e.number)
         night = replace(night, order=(*night.order, e.number), undecided=undecided)
+        if e.verdict and e.verdict.kind in ("invalid", "duplicate", "violation") and not e.trials:
+            why = {"fruitless_at": event.at, "fruitless_why": e.verdict.reason}
+            night = replace(night, fruitless=night.fruitless + 1, **why)
         if not e.kept:
             return night
         if night.tip and e.parent != night.tip:

@@ -4,8 +4,9 @@ In one paragraph: what has come back is decided on first. Of the wins that wait,
 first, and the others are then put onto it. Free slots go to tests of kept commits, to trials that were cut off or
 that the judge waits for, and to new candidates, in this order. Free calls go to experiments under way before a new
 one, and a new one is begun only for a slot that would be idle. When enough is done nothing new is begun, and what
-was begun is brought to its end. A proposer that fails never ends the night: it is asked again after growing waits, and
-after a while the night counts as paused, which is said; a fallback proposes meanwhile, where the person chose one. In
+was begun is brought to its end. A proposer that fails, or says nothing that could be trained, never ends the night: it
+is asked again after growing waits, and after a while the night counts as paused, which is said; a fallback proposes
+meanwhile, where the person chose one. A machine on which no slot works is waited for and tried again as well. In
 a pause that a person asked for, what is in flight is brought to its end and decided on, and nothing is begun.
 """
 
@@ -16,7 +17,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from agent.limits import GO_ON, cut_short, enough, finished, may_call, may_fall_back, next_call, out_of_reach
+from agent.limits import (
+    GO_ON,
+    cut_short,
+    enough,
+    finished,
+    growing,
+    may_call,
+    may_fall_back,
+    next_call,
+    of_no_use,
+    out_of_reach,
+)
 from agent.night import Night
 from agent.records import CallKind
 from agent.state import Experiment, Trial
@@ -48,10 +60,11 @@ class Ask:
 
 @dataclass(frozen=True)
 class Pause:
-    """Say that the proposer can't be had, and when it is tried again."""
+    """Say that the proposer or the machine can't be had, and when it is tried again."""
 
     reason: str
     until: float
+    what: Literal["model", "machine"] = "model"
 
 
 @dataclass(frozen=True)
@@ -176,7 +189,7 @@ def next_action(night: Night, can: Capacity) -> Action | None:
         next(decisions(night), None)
         or publish(night)
         or next(lost(night), None)
-        or pause(night)
+        or pause(night, can)
         or (None if night.on_hold else trial_or_call(night, can))
         or end(night)
     )
@@ -295,14 +308,19 @@ def train(night: Night, can: Capacity) -> Action | None:
     return None
 
 
-def pause(night: Night) -> Action | None:
-    """An outage that lasts is said, once, and so is its end."""
-    if night.paused and night.on_hold:
+def pause(night: Night, can: Capacity) -> Action | None:
+    """What lasts and can't be helped is said, once, and so is its end."""
+    if night.paused and night.paused.what != "model":
         return Resume() if 0 < night.paused.until <= night.now else None
+    if len(night.lost_slots) >= can.slots and not night.busy:
+        return Pause(night.fault, night.fault_at + growing(night.stalls), "machine")
     if night.paused:
-        return Resume() if night.paused.what == "model" and not night.outages else None
+        return None if night.outages or of_no_use(night) else Resume()
     if night.outages >= PATIENCE or night.outages and night.hopeless:
         return Pause(night.failure, next_call(night))
+    if of_no_use(night):
+        why = f"{night.fruitless} proposals in a row could not be trained, the last one: {night.fruitless_why}"
+        return Pause(why, next_call(night))
     return None
 
 
@@ -348,19 +366,15 @@ def end(night: Night) -> Action | None:
     done, cut = finished(night), cut_short(night)
     if night.open and cut or not done and cut:
         return End(cut[0], 3, cut[1])
-    if night.outages and not night.blocked and night.now < next_call(night) and (night.open or not done):
-        return None
-    if done and not night.open:
-        return End(done, 0)
-    return End(f"no slot is left: {night.fault}", 3, GO_ON) if night.lost_slots else None
+    return End(done, 0) if done and not night.open else None
 
 
 def deadline(night: Night) -> float | None:
     """When the policy may have something to do without an event; unix time."""
     times = [time for time, _ in patience(night)]
-    if night.outages and not night.blocked:
+    if not night.blocked:
         times.append(next_call(night))
-    if night.paused and night.on_hold:
+    if night.paused and night.paused.what != "model":
         times.append(night.paused.until)
     if night.stoppers.hours is not None:
         times.append(night.started + night.stoppers.hours * 3600)

@@ -28,7 +28,7 @@ def made_of(night: Night, event: ev.Requested) -> Night:
             return night if night.ended else replace(night, stopping=True)
         case "finish":
             reason = event.text or "a person asked for an end"
-            return night if night.ended else replace(night, finishing=reason, unblock=event.then)
+            return night if night.ended else replace(night, finishing=reason, after_finish=event.then)
         case "pause":
             said = ev.Paused(at=event.at, reason="a person asked for it", until=event.until, what="person")
             return replace(night, paused=said)

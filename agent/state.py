@@ -199,6 +199,8 @@ class Standing:
     """What proposes while the proposer can't; "" where nothing does, or where it has nothing more to propose."""
     finishing: str = ""
     """Why a person wants nothing new to be begun."""
+    after_finish: str = ""
+    """What they have to do before the night can go on."""
     ended: ev.Ended | None = None
     experiments: dict[int, Experiment] = field(default_factory=dict)
     undecided: tuple[int, ...] = ()
@@ -232,8 +234,16 @@ class Standing:
     """Seconds that the server asked to wait."""
     begins: int = 0
     """Trials that were begun, each time counted."""
+    fruitless: int = 0
+    """Proposals in a row that could not be trained."""
+    fruitless_at: float = 0.0
+    fruitless_why: str = ""
+    """Of the last of them."""
     fault: str = ""
     """The newest fault of the machine."""
+    fault_at: float = 0.0
+    stalls: int = 0
+    """Pauses for the machine since a trial was measured."""
     lost_slots: frozenset[int] = frozenset()
     baseline_failed: str = ""
     void: tuple[Trial, ...] = ()

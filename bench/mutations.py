@@ -176,7 +176,7 @@ def failing_proposer_asked_at_once():
 
 
 def pause_that_nobody_is_told():
-    return patch.object(policy, "pause", lambda night: None)
+    return patch.object(policy, "pause", lambda night, can: None)
 
 
 def outages_end_the_night():
@@ -187,6 +187,10 @@ def outages_end_the_night():
         return policy.End("no model", 3, "again") if night.outages >= 4 and not busy else end(night)
 
     return patch.object(policy, "end", impatient)
+
+
+def proposals_of_no_use_asked_for_on_and_on():
+    return patch.object(limits, "of_no_use", lambda night: False)
 
 
 def pause_that_begins_what_is_ready():
@@ -248,6 +252,7 @@ MUTATIONS: dict[str, Mutation] = {
         failing_proposer_asked_at_once,
         pause_that_nobody_is_told,
         outages_end_the_night,
+        proposals_of_no_use_asked_for_on_and_on,
         pause_that_begins_what_is_ready,
         veto_that_only_changes_the_verdict,
         suggestion_put_to_the_proposer_again_and_again,

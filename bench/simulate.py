@@ -40,6 +40,7 @@ PROGRAM = {
 }  # fmt: skip
 TINY = 1e-9  # dollars
 PLENTY = 1e6  # dollars, and hours
+FRUITLESS = 5  # proposals in a row of no use, after which the next one is waited with
 SHORTEST_WAIT = 15.0  # seconds, for each outage of the proposer in a row; up to ten minutes
 
 
@@ -87,7 +88,12 @@ class Watch(Inspector):
         """A proposer that fails is asked rarely, and the person is told when that lasts."""
         if event.fallback and not (before.fallback and (before.blocked or before.paused)):
             raise Violation(f"patience: call {event.call} goes to the fallback, and the proposer can be had")
-        if event.fallback or not before.outages:
+        if event.fallback:
+            return
+        useless = before.fruitless - FRUITLESS
+        if useless >= 0 and event.at - before.fruitless_at < min(600.0, SHORTEST_WAIT * 2**useless) - TINY:
+            raise Violation(f"patience: call {event.call}, after {before.fruitless} proposals of no use, came too soon")
+        if not before.outages:
             return
         waited = event.at - before.failed_at
         if waited < min(600.0, SHORTEST_WAIT * before.outages) - TINY or not (before.paused or before.outages < 3):
@@ -111,7 +117,7 @@ class Watch(Inspector):
             raise Violation("says why: a night ended without a reason")
         if list(self.night.running) or self.night.testing:
             raise Violation("brought to an end: a night ended while something ran")
-        cuts = ("stopped", "a person", "no slot", "0", "1", "2", "3", "4", "5", "$", "no more proposals: replay")
+        cuts = ("stopped", "a person", "0", "1", "2", "3", "4", "5", "$", "no more proposals: replay")
         if event.code == 3 and not event.reason.startswith(cuts):
             raise Violation(f"goes on: a night ended, though it could wait: {event.reason}")
         if (event.code == 3) != bool(event.then):

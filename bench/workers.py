@@ -99,6 +99,8 @@ class SimProposer:
 
     def __init__(self, world: World, stands_in: bool = False):
         self.world, self.stands_in, self.reads = world, stands_in, not stands_in
+        self.last, self.stubborn = "", 0
+        """What it said last, and how often it will say it again."""
 
     def check(self, request: Request) -> None: ...
     def close(self) -> None: ...
@@ -135,13 +137,19 @@ class SimProposer:
         if kind < faults.reply:
             self.world.counts["unusable reply"] += 1
             return Reply(text="I would rather not.", proposer=self.name, usd=usd, output_tokens=5)
+        if rng.random() < faults.reply * 0.3:
+            self.stubborn = 20
+        if self.stubborn and self.last:
+            self.stubborn -= 1
+            self.world.counts["the same proposal again"] += 1
+            return Reply(text=self.last, proposer=self.name, usd=usd, input_tokens=100, output_tokens=50)
         old = rng.choice([line for line in request.files[FILE].splitlines() if line])
         new = f"{old.split(' = ')[0]} = {rng.choice([0.1, 0.2, 0.3, 0.4, 0.6])}"
-        text = (
+        self.last = (
             f"Hypothesis: {new} is better than {old}\nCategory: hyperparameter\n\n{FILE}\n"
             f"<<<<<<< SEARCH\n{old}\n=======\n{new}\n>>>>>>> REPLACE\n"
         )
-        return Reply(text=text, proposer=self.name, usd=usd, input_tokens=100, output_tokens=50)
+        return Reply(text=self.last, proposer=self.name, usd=usd, input_tokens=100, output_tokens=50)
 
 
 class SimCaller:

@@ -84,8 +84,8 @@ def started(night: Night, cards: str) -> ev.Started:
     """The next process, with these GPUs."""
     assert night.rules
     return ev.Started(
-        program=night.program, rules=night.rules, stoppers=Stoppers(), device=night.device, proposer="replay",
-        **Surroundings(sandbox=night.sandbox, hardware=night.hardware, cards=cards).model_dump(),
+        program=night.program, rules=night.rules, stoppers=Stoppers(experiments=9), device=night.device,
+        proposer="replay", **Surroundings(sandbox=night.sandbox, hardware=night.hardware, cards=cards).model_dump(),
     )  # fmt: skip
 
 

@@ -86,18 +86,23 @@ def test_a_full_disk_loses_no_event_and_is_one_line(small_disk: list[str], tmp_p
 
 
 @pytest.mark.slow
-def test_a_night_on_a_full_disk_ends_with_3_and_one_line(small_disk: list[str], tmp_path: Path):
+def test_a_night_on_a_full_disk_pauses_and_where_nothing_can_be_journaled_ends_with_3(
+    small_disk: list[str], tmp_path: Path
+):
     make_repository(tmp_path / "origin", {"train.py": TRAIN, "prepare.py": "#\n", "program.md": PROGRAM})
-    replies, disk = write_replies(tmp_path / "replies", STORY[0]), tmp_path / "disk"
+    replies, disk = write_replies(tmp_path / "replies", STORY[0], STORY[2]), tmp_path / "disk"
     run = f"{sys.executable} -m agent.loop --repo {disk}/p --tag night --unsafe-no-sandbox --replay {replies}"
     script = (
-        f"cp -r {tmp_path}/origin {disk}/p; {run}; echo code $?; head -c 99999999 /dev/zero > {disk}/big 2> /dev/null;"
-        f"{run}; echo code $?; mount -o remount,size=400m {disk}; {run} --experiments 1; echo code $?"
+        f"cp -r {tmp_path}/origin {disk}/p; {run} --experiments 1 > {tmp_path}/out & "
+        f"until grep -q 'paused: the disk' {tmp_path}/out; do sleep 0.1; done; mount -o remount,size=400m {disk}; "
+        f"wait $!; echo code $?; cat {tmp_path}/out; head -c 999999999 /dev/zero > {disk}/big 2> /dev/null; "
+        f"{run} --experiments 2; echo code $?; rm {disk}/big; {run} --experiments 2; echo code $?"
     )
     command = [*small_disk, "sh", "-c", script]
     ran = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
-    assert re.findall(r"code (\d)", ran.stdout) == ["3", "3", "0"], ran.stdout + ran.stderr
-    assert "no slot is left: the disk of" in ran.stdout and "Traceback" not in ran.stderr
+    assert re.findall(r"code (\d)", ran.stdout) == ["0", "3", "0"], ran.stdout + ran.stderr
+    assert "make room; it is tried again by itself, next at" in ran.stdout and "going on" in ran.stdout
+    assert "Traceback" not in ran.stderr
     (line,) = ran.stderr.splitlines()
     assert "is full" in line and "make room" in line
 

@@ -318,7 +318,7 @@ def test_a_full_disk_is_a_fault(tmp_path):
     try:
         lab = Lab(small)
         event = lab.end_of(lab.job(GOOD))
-        assert isinstance(event, ev.MachineFault) and event.slot_lost and "is full" in event.reason
+        assert isinstance(event, ev.MachineFault) and event.slot_lost and "is nearly full" in event.reason
     finally:
         subprocess.run(["umount", small], check=True)
 

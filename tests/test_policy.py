@@ -79,14 +79,45 @@ def test_where_the_incumbent_fails_too_the_slot_is_given_up_and_another_one_take
     night = begun(*proposed(1, 0), train(1), fault(1), train(1, attempt=2), fault(1, attempt=2))
     night = after(night, train(0, 1), fault(0, 1), train(0, 1, attempt=2), fault(0, 1, attempt=2))
     assert night.lost_slots == {0}
-    assert next_action(night, ONE) == End("no slot is left: the GPU is lost", 3, GO_ON)
+    assert next_action(night, ONE) == Pause("the GPU is lost", night.fault_at + 15, "machine")
     assert isinstance(next_action(night, TWO), Train) and next_action(night, TWO).slot == 1  # type: ignore[union-attr]
 
 
 def test_a_slot_that_the_executor_gives_up_is_lost_at_once_and_free_again_for_the_next_process():
     night = begun(*proposed(1, 0), train(1), fault(1, lost=True))
-    assert next_action(night, ONE) == End("no slot is left: the GPU is lost", 3, GO_ON)
+    assert next_action(night, ONE) == Pause("the GPU is lost", night.fault_at + 15, "machine")
     assert next_action(after(night, STARTED), ONE) == Train(1, 0, 0)
+
+
+def test_a_machine_without_a_slot_is_waited_for_and_tried_again_ever_more_rarely():
+    night = begun(*proposed(1, 0), train(1), fault(1, lost=True))
+    for attempt, wait in ((2, 15), (3, 30), (4, 60)):
+        until = night.fault_at + wait
+        assert next_action(night, ONE) == Pause("the GPU is lost", until, "machine")
+        night = after(night, ev.Paused(reason="the GPU is lost", until=until, what="machine"))
+        assert next_action(night, ONE) is None and deadline(night) == until
+        night = after(night, ev.Waited(at=until))
+        assert next_action(night, ONE) == Resume()
+        night = after(night, ev.Resumed())
+        assert next_action(night, ONE) == Train(1, 0, 0)
+        night = after(night, train(1, attempt=attempt), fault(1, attempt=attempt, lost=True))
+    assert not night.experiments[1].verdict, "it says nothing about the experiment"
+
+
+def test_proposals_that_can_not_be_trained_are_waited_with_ever_longer():
+    night = begun()
+    for number in range(1, 6):
+        assert next_action(night, ONE) == Ask(number, "first")
+        unusable = ev.Judged(experiment=number, verdict=Verdict(kind="invalid", reason="it names no file"))
+        night = after(night, *proposed(number, number - 1)[:3], unusable, ev.Published(experiment=number, commit=""))
+    said = next_action(night, ONE)
+    assert isinstance(said, Pause) and said.reason.startswith("5 proposals in a row could not be trained")
+    night = after(night, ev.Paused(reason=said.reason, until=said.until))
+    assert next_action(night, ONE) is None and deadline(night) == said.until == night.fruitless_at + 15
+    night = after(night, ev.Waited(at=said.until))
+    assert next_action(night, ONE) == Ask(6, "first")
+    night = after(night, *proposed(6, 5))
+    assert next_action(night, ONE) == Resume()
 
 
 def test_of_several_wins_the_surest_is_kept_and_the_other_put_onto_it():
