@@ -170,8 +170,9 @@ def start(argv: list[str], limits: dict, user: int | None) -> int:
             resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out all the same, this is what the kernel ends first
-        # an empty environment: bwrap's own can be read in the room as /proc/1/environ
-        os.execve(argv[0], argv, {} if user is None else {syscalls.USER: str(user)})
+        # else an empty environment: bwrap's own can be read in the room as /proc/1/environ
+        given = dict(os.environ) if limits["inherits"] else {}
+        os.execve(argv[0], argv, given if user is None else {**given, syscalls.USER: str(user)})
     except OSError as error:
         print(f"sandbox: {argv[0]} does not start: {error}", file=sys.stderr, flush=True)
     os._exit(127)
@@ -239,7 +240,7 @@ def main() -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: asked.append(number))
-    syscalls.die_with_parent(int(os.environ.get(syscalls.PARENT, os.getppid())), signal.SIGHUP)
+    syscalls.die_with_parent(int(os.environ.pop(syscalls.PARENT, os.getppid())), signal.SIGHUP)
     syscalls.adopt_orphans()
     try:
         mine = own_user(limits)

@@ -75,6 +75,7 @@ OF_A_PROCESS = {
 }  # fmt: skip
 # (family, type) of the sockets that may be made; type None: any
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, SOCK_SEQPACKET = 1, 2, 10, 16, 5
+INTERNET = ((AF_INET, None), (AF_INET6, None), (AF_NETLINK, None))  # no AF_UNIX: an engine or a keyring listens there
 INSIDE_A_NETWORK_NAMESPACE = ((AF_UNIX, None), (AF_INET, None), (AF_INET6, None), (AF_NETLINK, None))
 UNCONNECTED = ((AF_UNIX, SOCK_SEQPACKET),)
 LOCAL = ((AF_UNIX, None),)
@@ -159,11 +160,13 @@ def all_rights(version: int) -> int:
     return (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
 
 
-def restrict(rules: list[tuple[str, int]], version: int) -> None:
+def restrict(rules: list[tuple[str, int]], version: int, online: bool = False) -> None:
     """From now on this process and all that it starts may do with files only what `rules` (path, rights) allow,
-    open no TCP port, and signal none but their own kind. Paths that are not there are left out. Raises OSError."""
+    open no TCP port unless `online`, and signal none but their own kind. Paths that are not there are left out. Raises
+    OSError."""
     every = all_rights(version)
-    attributes = struct.pack("QQQ", every, 3 if version >= 4 else 0, 3 if version >= SIGNALS_SINCE else 0)
+    ports, scopes = 3 if version >= 4 and not online else 0, 3 if version >= SIGNALS_SINCE else 0
+    attributes = struct.pack("QQQ", every, ports, scopes)
     attributes = attributes[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = _syscall(CREATE_RULESET, attributes, len(attributes), 0)
     for path, rights in rules:
@@ -203,13 +206,18 @@ def become(user: int, groups: list[int], keep: int) -> None:
     os.setgroups(groups)
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+    drop_capabilities(keep)
+    for capability in range(32):
+        if keep >> capability & 1:
+            _prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
+
+
+def drop_capabilities(keep: int = 0) -> None:
+    """Have none but those whose bits are in `keep`; after no_new_privileges no program gets more. Raises OSError."""
     header = struct.pack("Ii", 0x20080522, 0)  # version 3, this thread
     bits = struct.pack("6I", keep, keep, keep, 0, 0, 0)
     if LIBC.capset(header, bits):
         raise OSError(ctypes.get_errno(), "capset")
-    for capability in range(32):
-        if keep >> capability & 1:
-            _prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
 
 
 def die_with_parent(parent: int, signal: int) -> None:
