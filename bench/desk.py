@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -74,9 +74,9 @@ class Desk:
         return result
 
     @contextlib.contextmanager
-    def entered(self, argv: list[str]) -> Iterator[tuple[list[str], dict]]:
+    def entered(self, argv: Sequence[str]) -> Iterator[tuple[list[str], Path, dict[str, str]]]:
         """Without a room: started in a folder of the desk's, to write there."""
-        yield argv, {"cwd": self.repository}
+        yield list(argv), self.repository, dict(os.environ)
 
     def close(self) -> None:
         """See command.Enclosure."""

@@ -104,8 +104,8 @@ def test_it_has_its_own_settings_the_prompt_and_the_committed_files(
 def test_no_key_stands_on_a_command_line(wall: Sandbox, home: Path, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setenv("CODER_KEY", "secret-value")
     asking = enclosed("coder x", wall, tmp_path)
-    with asking.enclosure.entered(asking.argv) as (command, options):
-        assert not any("secret-value" in part for part in command) and options["env"]["CODER_KEY"] == "secret-value"
+    with asking.enclosure.entered(asking.argv) as (command, _, env):
+        assert not any("secret-value" in part for part in command) and env["CODER_KEY"] == "secret-value"
 
 
 def test_it_reaches_a_server(wall: Sandbox, tmp_path: Path) -> None:  # noqa: F811

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Protocol
 
 from agent.errors import Failure, ProposerError
@@ -25,11 +26,14 @@ GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 LONGEST_REPLY = 4_000_000  # bytes
 
 
+Entered = tuple[list[str], "Path | None", "dict[str, str] | None"]
+
+
 class Enclosure(Protocol):
     """A room around the command: agent/run/proposer_room.py."""
 
-    def entered(self, argv: Sequence[str]) -> AbstractContextManager[tuple[list[str], dict]]:
-        """The command in the room, and how it is to be started."""
+    def entered(self, argv: Sequence[str]) -> AbstractContextManager[Entered]:
+        """The command in the room, the folder in which it is started, and its environment."""
         ...
 
     def close(self) -> None: ...
@@ -96,13 +100,13 @@ class CommandProposer:
             tempfile.TemporaryFile() as stdin,
             tempfile.TemporaryFile() as out,
             tempfile.TemporaryFile() as err,
-            self.enclosure.entered(self.argv) if self.enclosure else nullcontext((self.argv, {})) as (command, options),
+            self.entered() as (command, cwd, env),
         ):
             stdin.write(prompt)
             stdin.seek(0)
             try:
                 process = subprocess.Popen(
-                    command, stdin=stdin, stdout=out, stderr=err, start_new_session=True, **options
+                    command, stdin=stdin, stdout=out, stderr=err, cwd=cwd, env=env, start_new_session=True
                 )
             except (OSError, ValueError) as error:  # ValueError: a NUL in its name
                 why = error.strerror if isinstance(error, OSError) else error
@@ -121,6 +125,9 @@ class CommandProposer:
                 room = "; if it needs more than its room shows: --command-unsandboxed" if self.enclosure else ""
                 raise ProposerError(f"command {self.model}: exit code {code}, last said: {last_line(said)}{room}")
             return text
+
+    def entered(self) -> AbstractContextManager[Entered]:
+        return self.enclosure.entered(self.argv) if self.enclosure else nullcontext((self.argv, None, None))
 
     def code_of(self, process: subprocess.Popen[bytes]) -> int:
         """The exit code at its end. Raises ProposerError at the deadline, where a suspended program's time does not

@@ -42,18 +42,21 @@ class ProposerRoom:
         holdout: Sequence[Path] = (),
     ):
         self.sandbox, self.folder, self.project = sandbox, folder, project
-        self.tree = folder / "files"
-        remove(folder)
+        self.tree, self.export, self.holdout = folder / "files", export, holdout
+        self.fill()
+
+    def fill(self) -> None:
+        remove(self.folder)
         self.tree.mkdir(parents=True)
-        export(self.tree)
-        for path in holdout:
+        self.export(self.tree)
+        for path in self.holdout:
             remove(self.tree / path)
 
     def check(self, argv: Sequence[str]) -> None:
         """That the program can be seen in the room, and what runs it. Raises Failure."""
         files = [str(file) for file in program(argv[0], os.environ)]
-        with self.entered(argv, ["/bin/sh", "-c", LOOK, "sh", *files]) as (command, options):
-            ran = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, **options)
+        with self.entered(argv, ["/bin/sh", "-c", LOOK, "sh", *files]) as (command, cwd, env):
+            ran = subprocess.run(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         missing = (ran.stdout.splitlines() if ran.returncode == 0 else ran.stderr.splitlines()) or []
         if missing or ran.returncode:
             why = missing[-1].strip() if missing else f"exit code {ran.returncode}"
@@ -64,8 +67,13 @@ class ProposerRoom:
             remove(self.folder)
 
     @contextlib.contextmanager
-    def entered(self, argv: Sequence[str], instead: Sequence[str] = ()) -> Iterator[tuple[list[str], dict]]:
-        """The command that runs `argv` in its room, and how it is to be started. `instead`: what to run there."""
+    def entered(
+        self, argv: Sequence[str], instead: Sequence[str] = ()
+    ) -> Iterator[tuple[list[str], Path, dict[str, str]]]:
+        """The command that runs `argv` in its room, the folder and the environment to start it with. `instead`: what to
+        run there."""
+        if not self.tree.is_dir():  # a person has cleaned up
+            self.fill()
         with temporary(self.folder) as scratch:
             (scratch / "output").mkdir()
             room = Room(
@@ -79,7 +87,7 @@ class ProposerRoom:
                 settings=tuple(settings(argv[0], os.environ)),
             )
             command = self.sandbox.wrap(instead or [argv[0], *map(self._word, argv[1:])], room)
-            yield command, {"cwd": room.workdir, "env": dict(room.env)}
+            yield command, room.workdir, dict(room.env)
 
     def _word(self, word: str) -> str:
         """An argument that names a file which is not among the committed ones names it from anywhere."""
