@@ -49,7 +49,9 @@ class Bubblewrap(sandbox.Wall):
         rules = syscalls.seccomp_filter(syscalls.ALWAYS_REFUSED, sockets)
         command = [str(self.bwrap), *options, "--", *stop, *argv]
         counted = [room.output, *([room.compiled] if room.compiled else [])]
-        return sandbox.guarded(self.limits, room, command, counted=counted, filter=rules, layers=2)
+        return sandbox.guarded(
+            self.limits, room, command, counted=counted, filter=rules, layers=2, mounts=in_memory(room)
+        )
 
     def _environment(self, room: Room) -> list[str]:
         options = ["--clearenv"]
@@ -66,10 +68,10 @@ class Bubblewrap(sandbox.Wall):
             options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
         for path in self.private:
             options += ["--tmpfs", str(path)] if is_below(path, SYSTEM) else []
-        home = room.env.get("HOME", "/tmp")  # empty, but there, because libraries keep small things in it
-        for folder in ("/tmp", home):
+        shared, *folders = in_memory(room)
+        for folder in folders:
             options += ["--size", str(self.limits.scratch_bytes), "--tmpfs", folder]
-        options += ["--dev", "/dev", "--size", str(self.limits.scratch_bytes), "--tmpfs", "/dev/shm"]
+        options += ["--dev", "/dev", "--size", str(self.limits.scratch_bytes), "--tmpfs", shared]
         for node in gpu_nodes(room.slot):
             options += ["--dev-bind-try", node, node]
         options += ["--proc", "/proc"]
@@ -102,6 +104,11 @@ class Bubblewrap(sandbox.Wall):
         for path in room.settings:
             options += ["--bind", str(path), str(path)]
         return options + (["--bind", str(room.compiled), str(COMPILED)] if room.compiled else [])
+
+
+def in_memory(room: Room) -> list[str]:
+    """What of the room lives in memory. Home is empty, but there, because libraries keep small things in it."""
+    return list(dict.fromkeys(("/dev/shm", "/tmp", room.env.get("HOME", "/tmp"))))
 
 
 def find_bwrap() -> Path:

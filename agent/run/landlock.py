@@ -69,7 +69,7 @@ class Landlock(sandbox.Wall):
         counted = [path for path in writable if path not in room.settings]
         # what a proposer has of the person's must stay theirs
         others = own if is_root() and not room.online else None
-        return sandbox.guarded(self.limits, room, command, counted=counted, own=others)
+        return sandbox.guarded(self.limits, room, command, counted=counted, own=others, common=shared)
 
     def _readable(self, room: Room, system: list[Path], python: list[Path]) -> list[Path]:
         readable = [path for root in system for path in without(root, (*self.private, *self.hidden))]

@@ -266,9 +266,12 @@ def guarded(
     filter: bytes = b"",
     layers: int = 0,
     own: Sequence[Path] | None = None,
+    mounts: Sequence[str] = (),
+    common: Sequence[str] = (),
 ) -> list[str]:
     """`command` under guard.py. `counted`: folders whose size is held to the limits; `filter`: of system calls, for
-    bwrap; `layers`: of processes that only make the room; `own`: folders that become another user's, if any."""
+    bwrap; `layers`: of processes that only make the room; `own`: folders that become another user's, if any; `mounts`:
+    what of the room lives in memory; `common`: folders there that it has in common with the machine."""
     told = {
         "memory": limits.memory_bytes,
         # a GPU's driver, and JavaScript, reserve far more than they use, so there only the guard counts
@@ -277,6 +280,8 @@ def guarded(
         "disk": limits.disk_bytes,
         "files": limits.files,
         "folders": list(map(str, counted)),
+        "mounts": list(mounts),
+        "common": list(common),
         "filter": filter.hex(),
         "layers": layers,
         "own": None if own is None else list(map(str, own)),
