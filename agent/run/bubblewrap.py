@@ -46,7 +46,8 @@ class Bubblewrap(sandbox.Wall):
         count = self.limits.processes  # counted in the room's user namespace, so it is set inside
         stop = ["prlimit", f"--nproc={count}:{count}", "--"] if os.path.exists("/usr/bin/prlimit") else []
         sockets = syscalls.INTERNET if room.online else syscalls.INSIDE_A_NETWORK_NAMESPACE
-        rules = syscalls.seccomp_filter(syscalls.ALWAYS_REFUSED, sockets)
+        refused = syscalls.ALWAYS_REFUSED + (() if room.online else syscalls.COUNTED_FOR_A_USER)
+        rules = syscalls.seccomp_filter(refused, sockets)
         command = [str(self.bwrap), *options, "--", *stop, *argv]
         counted = [room.output, *([room.compiled] if room.compiled else [])]
         return sandbox.guarded(

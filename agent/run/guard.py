@@ -25,6 +25,8 @@ from agent.run import syscalls  # noqa: E402
 from agent.run.usage import DEEPEST, Held, Unreadable, alone, folder_size, processes, tree  # noqa: E402
 
 POLL_SECONDS, LONGEST_PAUSE = 0.05, 1.0
+# Of these the kernel counts what a user has, and a room may be root's: signals and timers that wait, bytes of queues.
+KERNEL = {resource.RLIMIT_SIGPENDING: 4096, resource.RLIMIT_MSGQUEUE: 0}
 OVER_LIMIT = 77  # exit status of a trial that was ended here; the reason is its last line on stderr
 
 
@@ -131,6 +133,9 @@ def start(argv: list[str], limits: dict, user: int | None) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits["disk"], limits["disk"]))
         resource.setrlimit(resource.RLIMIT_DATA, (limits["segment"], limits["segment"]))
+        for kind, most in KERNEL.items():
+            before = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (most if before == resource.RLIM_INFINITY else min(most, before),) * 2)
         if user is not None:  # the kernel counts the processes of a user; of root it counts none
             resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
         with open("/proc/self/oom_score_adj", "w") as file:

@@ -37,6 +37,7 @@ NUMBERS = {
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
     "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
     "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262), "io_setup": (206, 0),
     "prlimit64": (302, 261), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
@@ -48,16 +49,20 @@ NUMBERS = {
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
 }  # fmt: skip
 # No use in training, and not contained by namespaces: kernel keyrings, tracing of the kernel, its modules, and
-# rings of requests (which would pass by every filter of calls).
+# rings of requests (which would pass by every filter of calls). Shared memory and messages of System V belong to no
+# process, so nobody could count them.
 ALWAYS_REFUSED = (
     "add_key", "request_key", "keyctl", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter",
     "io_uring_register", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module",
-    "open_by_handle_at",
+    "open_by_handle_at", "shmget", "shmat", "shmctl", "semget", "semop", "semctl", "semtimedop", "msgget", "msgsnd",
+    "msgrcv", "msgctl", "mq_open",
 )  # fmt: skip
+# Of these the kernel gives out so many to a user, or to the machine, and a room may be root's: watches of files, and
+# requests for asynchronous reading. A program that proposes may watch its settings.
+COUNTED_FOR_A_USER = ("inotify_init", "inotify_init1", "fanotify_init", "io_setup")
 # What namespaces contain, refused where there are none.
 WITHOUT_NAMESPACES = (
-    "shmget", "shmat", "shmctl", "semget", "semop", "semctl", "semtimedop", "msgget", "msgsnd", "msgrcv", "msgctl",
-    "mq_open", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
+    "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
     "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "fsopen", "open_tree", "move_mount",
 )  # fmt: skip
 # CUDA does not start unless it can make and name a socket of its own (AF_UNIX, SOCK_SEQPACKET), and is told of every

@@ -68,8 +68,8 @@ def resident(pid: int) -> tuple[int, int]:
 class Held:
     """What the processes of a room hold, map or have put into the kernel's file systems in memory, and files on disk
     that have no name any more. `mounts`: what of the room lies in memory, by paths in it; `folders`: on disk; `common`:
-    folders in memory that are the machine's own. What lies there counts where it is the room's `user`'s, or, where there
-    is no such user, where it is this one's and new."""
+    folders in memory that are the machine's own. What lies there counts where it belongs to the room's `user`, or,
+    where there is none, to this one, and is new."""
 
     def __init__(self, mounts: Iterable[str], folders: Iterable[str], common: Iterable[str], user: int | None):
         self.mounts, self.common = list(mounts), list(common)

@@ -27,6 +27,7 @@ def main() -> None:
     else:
         syscalls.drop_capabilities()
     refused = syscalls.ALWAYS_REFUSED + syscalls.WITHOUT_NAMESPACES
+    refused += () if spec["online"] else syscalls.COUNTED_FOR_A_USER
     unheard = () if spec["connects"] or spec["online"] else syscalls.CONNECTING
     sockets = syscalls.INTERNET if spec["online"] else syscalls.LOCAL if spec["connects"] else syscalls.UNCONNECTED
     # another user can't change the person's files and processes anyway
