@@ -135,7 +135,8 @@ def start(argv: list[str], limits: dict, user: int | None) -> int:
         resource.setrlimit(resource.RLIMIT_DATA, (limits["segment"], limits["segment"]))
         for kind, most in KERNEL.items():
             before = resource.getrlimit(kind)[1]
-            resource.setrlimit(kind, (most if before == resource.RLIM_INFINITY else min(most, before),) * 2)
+            most = most if before == resource.RLIM_INFINITY else min(most, before)
+            resource.setrlimit(kind, (most, most))
         if user is not None:  # the kernel counts the processes of a user; of root it counts none
             resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
         with open("/proc/self/oom_score_adj", "w") as file:
