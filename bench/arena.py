@@ -43,7 +43,7 @@ PROGRAM = """---
 metric: {name: score, direction: minimize}
 edit: [train.py]
 protect: [prepare.py, honest.py]
-run: python train.py
+run: INTERPRETER train.py
 evaluate: python prepare.py
 budget: 1s
 timeouts: {startup: 4s, evaluation: 15s}
@@ -86,6 +86,7 @@ class Arena:
         self._plant(stack)
         self._listen(stack)
         text = PROGRAM.replace("DATA", str(folder / "data")).replace("HELDOUT", str(folder / "heldout"))
+        text = text.replace("INTERPRETER", str(self.python))
         self.program: Program = parse_program(text)
         self.train = self.honest = (ATTACKS / "arena" / "train.py").read_text()
         self.executor = LocalExecutor(self.home, self._export, sandbox, "cpu", root=self.repository)
@@ -138,6 +139,9 @@ class Arena:
         self.home_key, self.home_file = (Path.home() / f".arena-{what}-{self.mark}" for what in ("key", "startup"))
         self.site_file = Path(sysconfig.get_paths()["purelib"]) / f"arena-{self.mark}.pth"
         self.shm_file = Path("/dev/shm") / f"arena-{self.mark}"
+        self.python = self.folder / "person" / ".local" / "bin" / "python3"  # where a person's own may lie
+        self.python.parent.mkdir(parents=True)
+        self.python.symlink_to(sys.executable)
         self._plant_files()
         for path in (self.home_key, self.home_file, self.site_file, self.shm_file):
             stack.callback(path.unlink, missing_ok=True)
@@ -158,6 +162,9 @@ class Arena:
             self.other_slot / "output" / "notes": self._secret("another slot"),
             self.home / "compiled" / "0" / "kernel.py": "# compiled from a kept commit\n",
             self.home_key: self._secret("the home folder"),
+            self.python.parents[1] / "share" / "keyrings" / "login": self._secret("a keyring beside a Python"),
+            self.python.parents[1] / "lib" / "notes": self._secret("a file beside its library"),
+            self.python.parent / "token": self._secret("a file beside the interpreter"),
         }
         for path, text in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -192,6 +199,7 @@ class Arena:
             "home": str(Path.home()),
             "home_key": str(self.home_key),
             "home_file": str(self.home_file),
+            "interpreter": str(self.python),
             "site": str(self.site_file.parent),
             "site_file": self.site_file.name,
             "host_pid": self.host.pid,

@@ -29,6 +29,7 @@ from agent.run.bubblewrap import Bubblewrap
 from agent.run.landlock import Landlock
 from agent.run.sandbox import Limits, Sandbox
 from bench.arena import ATTACKS, PROGRAM, Arena, Result
+from bench.desk import Desk
 from bench.leaks import LEAK_SLOTS, Leaks
 
 SMALL = Limits(memory_bytes=400 << 20, processes=100, disk_bytes=200 << 20, files=2000, scratch_bytes=64 << 20)
@@ -51,8 +52,11 @@ def reply_attack(path: Path) -> Result:
     return result
 
 
+KINDS = ("leaks/leak_*.py", "hostile/*.py", "replies/*.md", "proposers/*.py")
+
+
 def attacks(only: list[str]) -> list[Path]:
-    found = [path for kind in ("leaks/leak_*.py", "hostile/*.py", "replies/*.md") for path in ATTACKS.glob(kind)]
+    found = [path for kind in KINDS for path in ATTACKS.glob(kind)]
     if unknown := sorted(set(only) - {path.stem for path in found}):
         raise Failure(f"no attack is called {unknown[0]}: look into {ATTACKS}")
     return sorted((path for path in found if not only or path.stem in only), key=lambda path: path.stem)
@@ -60,7 +64,7 @@ def attacks(only: list[str]) -> list[Path]:
 
 KNOWN = {"landlock": {"key_proc_cmdline"}}  # what a wall says of itself that it does not hold (Sandbox.weaker)
 WALLS: dict[str, type[Bubblewrap] | type[Landlock]] = {"bubblewrap": Bubblewrap, "landlock": Landlock}
-Place = TypeVar("Place", Arena, Leaks)
+Place = TypeVar("Place", Arena, Desk, Leaks)
 
 
 @contextlib.contextmanager
@@ -74,6 +78,9 @@ def arena(kind: type[Place], sandbox: Sandbox) -> Iterator[Place]:
 def run_all(paths: list[Path], workers: int, wall: type[Bubblewrap] | type[Landlock]) -> Iterator[Result]:
     """Run the attacks in `workers` arenas side by side, and the leaks in one more; results as they come in."""
     yield from (reply_attack(path) for path in paths if path.suffix == ".md")
+    if proposers := [path for path in paths if path.parent.name == "proposers"]:
+        with arena(Desk, wall()) as desk:  # alone, because home is another one meanwhile
+            yield from map(desk.attack, proposers)
     leaks = [path for path in paths if path.parent.name == "leaks"]
     hostile = [path for path in paths if path.parent.name == "hostile"]
     results: queue.SimpleQueue[Result | None] = queue.SimpleQueue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -18,6 +19,7 @@ from agent.run.bubblewrap import Bubblewrap
 from agent.run.sandbox import Room, Unsandboxed
 from bench.arena import ATTACKS, Arena
 from bench.attack import KNOWN, WALLS, arena, attacks, run_all
+from bench.desk import Desk
 from bench.leaks import Leaks
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +50,21 @@ def test_the_sharpest_attacks_are_blocked_and_do_succeed_without_a_sandbox() -> 
     open_ones = sorted({*SHARPEST} & {*HARMLESS} - CAUGHT_EITHER_WAY - needs_rights())
     with arena(Arena, Unsandboxed()) as place:
         assert [path.stem for path in attacks(open_ones) if not place.attack(path).harm] == []
+
+
+@pytest.mark.parametrize("wall", ["bubblewrap", "landlock"])
+def test_a_program_that_proposes_reaches_nothing_of_the_person_s(wall: str) -> None:
+    chosen = [path for path in attacks([]) if path.parent.name == "proposers"]
+    assert len(chosen) >= 8
+    assert {r.name: [*r.harm, r.honest] for r in run_all(chosen, 1, WALLS[wall]) if not r.blocked} == {}
+
+
+def test_programs_that_propose_do_harm_where_they_have_no_room(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        desk = Desk(tmp_path, Unsandboxed(), stack, enclosed=False)
+        for name in ("read_secrets", "write", "sockets", "kill", "stay"):
+            harm = desk.attack(ATTACKS / "proposers" / f"propose_{name}.py").harm
+            assert harm, name
 
 
 @pytest.mark.slow

@@ -86,7 +86,8 @@ def test_a_branch_that_is_moved_in_mid_night_stays_and_the_night_goes_on_beside_
         "subprocess.run([*git, 'update-ref', 'refs/heads/research/night', mine], check=True)\n"
         f"print({block('WIDTH = 8', 'WIDTH = 16')!r})\n"
     )
-    said = night(project, *FAST, "--command", f"{sys.executable} {propose}", "--experiments", "3")
+    flags = (*FAST, "--command-unsandboxed", "--command", f"{sys.executable} {propose}", "--experiments", "3")
+    said = night(project, *flags)
     assert "somebody else and stays as it is: the night goes on under research/night-goes-on" in said
     assert git(project, "log", "-1", "--format=%s", "research/night") == "mine"
     kept = git(project, "show", "research/night-goes-on:train.py")
@@ -138,7 +139,7 @@ def test_git_clean_in_mid_night_is_said_and_loses_nothing_that_was_paid_for(proj
         f"else:\n    print({block('WIDTH = 8', 'WIDTH = 4')!r})\n"
         "asked.touch()\n"
     )
-    flags = (*FAST, "--command", f"{sys.executable} {propose}", "--experiments", "4")
+    flags = (*FAST, "--command-unsandboxed", "--command", f"{sys.executable} {propose}", "--experiments", "4")
     said = night(project, *flags, expect=3)
     assert "was deleted while the night ran: its journal is saved, and the same command goes on" in said
     again(project, experiments=4)
@@ -152,7 +153,7 @@ def test_a_night_whose_program_is_updated_begins_no_trial_with_it(project: Path,
     shutil.copytree(ROOT / "prompts", tmp_path / "program" / "prompts")
     propose = f"import pathlib\npathlib.Path({str(tmp_path / 'program' / 'agent' / 'run' / 'task.py')!r}).touch()\n"
     (tmp_path / "propose.py").write_text(propose + f"print({block('WIDTH = 8', 'WIDTH = 4')!r})\n")
-    flags = ("--command", f"{sys.executable} {tmp_path / 'propose.py'}", "--experiments", "3")
+    flags = ("--command-unsandboxed", "--command", f"{sys.executable} {tmp_path / 'propose.py'}", "--experiments", "3")
     command = [sys.executable, "-m", "agent.loop", "--repo", str(project), "--tag", "night", *FAST, *flags]
     env = environment(PYTHONPATH=str(tmp_path / "program"))
     ran = subprocess.run(command, cwd=tmp_path / "program", env=env, capture_output=True, text=True, timeout=200)
@@ -260,7 +261,7 @@ def test_data_that_changes_in_mid_night_ends_it_before_anything_is_compared(with
     heldout = with_data / "heldout" / "train.txt"
     propose = tmp_path / "propose.py"
     propose.write_text(f"open({str(heldout)!r}, 'a').write('more')\nprint({STORY[0]!r})\n")
-    flags = (*FAST, "--command", f"{sys.executable} {propose}", "--experiments", "2")
+    flags = (*FAST, "--command-unsandboxed", "--command", f"{sys.executable} {propose}", "--experiments", "2")
     said = night(with_data, *flags, expect=3)
     assert "the data is not what this night began with: heldout/train.txt changed" in said and "--new" in said
     assert kinds(with_data) == ["baseline"]

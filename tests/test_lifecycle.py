@@ -174,7 +174,8 @@ def test_ctrl_c_while_a_command_proposes_says_so_and_leaves_no_process(project: 
     proposer, pid = tmp_path / "propose.py", tmp_path / "pid"
     proposer.write_text(f"import os, time\nopen({str(pid)!r}, 'w').write(str(os.getpid()))\ntime.sleep(600)")
     process = subprocess.Popen(
-        command(project, "--command", f"{sys.executable} {proposer}"), cwd=ROOT, env=environment(),
+        command(project, "--command-unsandboxed", "--command", f"{sys.executable} {proposer}"),
+        cwd=ROOT, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     wait_for(lambda: pid.exists() and pid.read_text(), process, "the command")

@@ -267,7 +267,7 @@ def test_a_broken_program_in_the_night_keeps_the_last_good_version(project: Path
         "pathlib.Path(count.parent / f'prompt{n}').write_text(sys.stdin.read())\n"
         f"print([{STORY[0]!r}, 'too late', {wider!r}, {block('RATE = 0.3', 'RATE = 0.2')!r}][n])\n"
     )
-    said = night(project, "--command", f"{sys.executable} {proposer}", "--experiments", "3")
+    said = night(project, "--command-unsandboxed", "--command", f"{sys.executable} {proposer}", "--experiments", "3")
     assert "#2 is asked for again: its proposal (unknown" in said and "is older than the edit of program.md" in said
     assert kinds(project) == ["baseline", "keep", "keep", "keep"]
     assert "unknown key 'metrik'" in said and "last good version" in said

@@ -3,14 +3,16 @@
 # ruff: noqa: F811 - fixtures are imported by name
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from test_sandbox import SMALL, room, wall  # noqa: F401 - fixtures
 
 from agent.run.bubblewrap import Bubblewrap
-from agent.run.probe import device_fault, probe, rooms_fault
+from agent.run.probe import SECRETS, device_fault, probe, rooms_fault
 from agent.run.sandbox import Room, Sandbox, Unsandboxed
 
 
@@ -29,8 +31,11 @@ def test_the_probe_breaks_out_where_there_is_no_sandbox(tmp_path: Path, reposito
     before = sorted(path for path in repository.rglob("*"))
     home = repository / ".research" / "x"
     found = "\n".join(probe(Unsandboxed(), home, repository, holdout=[heldout], protected=["prepare.py"]))
+    assert sum(f"person/{name}" in found for name in SECRETS) == len(SECRETS)
     for what in (
         f"list {Path.home()}",
+        f"list {repository.parent}",
+        f"list {heldout}",
         f"write {repository}/prepare.py",
         f"create files in {repository}/.git",
         f"list {heldout}",
@@ -46,6 +51,18 @@ def test_the_probe_breaks_out_where_there_is_no_sandbox(tmp_path: Path, reposito
     ):
         assert what in found
     assert sorted(path for path in repository.rglob("*") if ".research" not in path.parts) == before
+
+
+class Careless(Bubblewrap):
+    """Shows all of the folder in which the interpreter's `bin` lies, where a person may keep more than a Python."""
+
+    def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
+        return super().wrap(argv, dataclasses.replace(room, data=(*room.data, Path(argv[0]).parents[1])))
+
+
+def test_the_probe_finds_what_lies_beside_the_interpreter(tmp_path: Path, repository: Path) -> None:
+    found = probe(Careless(SMALL), repository / ".research" / "x", repository)
+    assert len(found) == 6 and all("/.local/" in what for what in found)  # three files, in two rooms
 
 
 def test_a_sandbox_that_can_not_start_fails_the_probe(tmp_path: Path, repository: Path) -> None:

@@ -240,6 +240,6 @@ def test_a_limit_that_nothing_could_pass_is_not_taken_in_mid_night(tmp_path: Pat
         f"import pathlib\npathlib.Path({str(project / 'program.md')!r}).write_text({text!r})\n"
         f"print({block('RATE = 0.5', 'RATE = 0.3')!r})\n"
     )
-    said = night(project, "--command", f"{sys.executable} {proposer}", "--experiments", "1")
+    said = night(project, "--command-unsandboxed", "--command", f"{sys.executable} {proposer}", "--experiments", "1")
     assert "program.md limits depth, which the incumbent does not report; going on with the last good version" in said
     assert kinds(project) == ["baseline", "keep"]

@@ -52,6 +52,10 @@ def run(
     command: Annotated[
         str | None, typer.Option(help="Program that reads the prompt and prints the reply, like 'claude -p'.")
     ] = None,
+    command_unsandboxed: Annotated[
+        bool,
+        typer.Option("--command-unsandboxed", help="Run that program with all your rights, not in a room of its own."),
+    ] = False,
     replay: Annotated[Path | None, typer.Option(help="Folder or file of replies to run again, in order.")] = None,
     fallback: Annotated[
         str | None, typer.Option(help="What proposes while the model can't be had: search. Default: wait for it.")
@@ -118,6 +122,7 @@ def run(
         model=model,
         base_url=base_url,
         command=command,
+        command_unsandboxed=command_unsandboxed,
         replay=replay,
         fallback=fallback,
         new=new,

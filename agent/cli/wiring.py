@@ -52,10 +52,12 @@ from agent.observers.terminal import terminal
 from agent.observers.track import Track
 from agent.observers.track import parse as parse_tracker
 from agent.observers.tsv import Results, cell
+from agent.places import place
 from agent.policy import Capacity
 from agent.program import Device, Program, load_program
 from agent.propose import context
 from agent.propose.choose import banner, choose_fallback, choose_proposer
+from agent.propose.command import CommandProposer
 from agent.propose.templates import Templates
 from agent.protocols import Executor, Proposer, Request
 from agent.records import Experiment, Stoppers, Surroundings
@@ -63,6 +65,7 @@ from agent.run.environment import find_environment, said
 from agent.run.gpu import device_name, find_device, visible_gpus
 from agent.run.inputs import listing
 from agent.run.local import LocalExecutor
+from agent.run.proposer_room import OUT, ProposerRoom
 from agent.run.sandbox import Sandbox, choose_sandbox
 from agent.workspace import Workspace, open_repository, project_folder
 
@@ -113,6 +116,8 @@ class Flags:
     """Lines alone, also on a terminal that could show more."""
     watch: bool = False
     port: int | None = None
+    command_unsandboxed: bool = False
+    """The program of --command runs with all the person's rights."""
     contract: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -215,6 +220,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         ledger.append(ev.Noted(at=clock.now(), text=changed))
     data = prepared(program, workspace, night.data, room)
     make_sure(room, workspace, program, say)
+    if isinstance(proposer, CommandProposer):
+        shut_in(proposer, None if flags.command_unsandboxed else room, workspace, program, before, say)
     inputs = partial(listing, root, (*program.data, *program.holdout))
     same_inputs(night, ledger, data, now := inputs())
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
@@ -254,6 +261,40 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         observers.append(Notify(workspace.home, service))
     observers += [Track(workspace.home, root, name, where, say) for name, where in trackers]
     return Parts(workspace.home, loop, inbox, executor, console, ledger, backup, observers)
+
+
+def shut_in(
+    proposer: CommandProposer,
+    room: Sandbox | None,
+    workspace: Workspace,
+    program: Program,
+    before: Night,
+    say: Callable[[str], None],
+) -> None:
+    """Give the program that proposes a room of its own. Raises Failure where it does not start there."""
+    if room is None or room.name == "none":
+        say(f"{proposer.model} proposes with all your rights, and is fed what untrusted programs print")
+        return
+    try:
+        wall = room if room.guarded else choose_sandbox("auto", private=(workspace.top,), where=workspace.home)
+    except Failure as failure:
+        raise Failure(f"{failure}; --command needs one of them too: {OUT}") from None
+    own = ProposerRoom(
+        wall,
+        workspace.home / "proposer",
+        lambda folder: workspace.export(workspace.head, folder),
+        workspace.prefix.rstrip("/"),
+        [p.relative_to(workspace.top) for name in program.holdout
+         if (p := place(workspace.root, name)).is_relative_to(workspace.top)],
+    )  # fmt: skip
+    try:
+        own.check(proposer.argv)
+    except Failure as failure:
+        if not before.measured:
+            raise
+        say(f"{failure}; going on, and trying again")
+    proposer.enclosure = own
+    say(f"{proposer.model} proposes from a room of its own: the network, its settings, the committed files")
 
 
 def introduce(
@@ -354,7 +395,3 @@ def teller(console: Console) -> Callable[[str], None]:
         console.print(f"[dim]{time.strftime('%H:%M:%S')}[/dim] {escape(cell(text))}")
 
     return say
-
-
-
-

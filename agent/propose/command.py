@@ -9,6 +9,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
 
 from agent.errors import Failure, ProposerError
 from agent.propose.context import estimate_tokens
@@ -22,12 +26,27 @@ GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 LONGEST_REPLY = 4_000_000  # bytes
 
 
+Entered = tuple[list[str], "Path | None", "dict[str, str] | None"]
+
+
+class Enclosure(Protocol):
+    """A room around the command: agent/run/proposer_room.py."""
+
+    def entered(self, argv: Sequence[str]) -> AbstractContextManager[Entered]:
+        """The command in the room, the folder in which it is started, and its environment."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class CommandProposer:
-    """Runs the command anew for each reply, with the person's own environment and without a shell."""
+    """Runs the command anew for each reply, without a shell: in a room where it has one (`enclosure`), else with all
+    the rights of the person."""
 
     name = "command"
     converses = True
     reads = True
+    enclosure: Enclosure | None = None
 
     def __init__(self, command: str, deadline: float = DEADLINE):
         """Raises Failure when the command can't be understood."""
@@ -47,7 +66,9 @@ class CommandProposer:
 
     def close(self) -> None:
         for process in list(self.running):
-            kill(process)
+            kill(process, signal.SIGHUP if self.enclosure else signal.SIGKILL)
+        if self.enclosure:
+            self.enclosure.close()
 
     def most_usd(self, request: Request) -> float | None:
         """A subscription or a key: the program alone knows."""
@@ -80,11 +101,14 @@ class CommandProposer:
             tempfile.TemporaryFile() as stdin,
             tempfile.TemporaryFile() as out,
             tempfile.TemporaryFile() as err,
+            self.entered() as (command, cwd, env),
         ):
             stdin.write(prompt)
             stdin.seek(0)
             try:
-                process = subprocess.Popen(self.argv, stdin=stdin, stdout=out, stderr=err, start_new_session=True)
+                process = subprocess.Popen(
+                    command, stdin=stdin, stdout=out, stderr=err, cwd=cwd, env=env, start_new_session=True
+                )
             except (OSError, ValueError) as error:  # ValueError: a NUL in its name
                 why = error.strerror if isinstance(error, OSError) else error
                 raise ProposerError(f"--command {self.argv[0]} can't be started: {why}", final=True) from None
@@ -92,15 +116,19 @@ class CommandProposer:
             try:
                 code = self.code_of(process)
             finally:
-                end(process)
+                end(process, enclosed=self.enclosure is not None)
                 self.running.discard(process)
             out.seek(0)
             text = out.read(LONGEST_REPLY).decode("utf-8", "replace")
             if code != 0:
                 err.seek(0)
                 said = err.read(LONGEST_REPLY).decode("utf-8", "replace").strip() or text.strip() or "nothing"
-                raise ProposerError(f"command {self.model}: exit code {code}, last said: {last_line(said)}")
+                room = "; if it needs more than its room shows: --command-unsandboxed" if self.enclosure else ""
+                raise ProposerError(f"command {self.model}: exit code {code}, last said: {last_line(said)}{room}")
             return text
+
+    def entered(self) -> AbstractContextManager[Entered]:
+        return self.enclosure.entered(self.argv) if self.enclosure else nullcontext((self.argv, None, None))
 
     def code_of(self, process: subprocess.Popen[bytes]) -> int:
         """The exit code at its end. Raises ProposerError at the deadline, where a suspended program's time does not
@@ -125,16 +153,18 @@ def last_line(text: str) -> str:
     return "".join(c for c in text.splitlines()[-1] if c.isprintable())[:300]
 
 
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the command's process group."""
+def end(process: subprocess.Popen[bytes], enclosed: bool) -> None:
+    """End what is left of the command's process group; the guard of a room ends all that is in it."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE)
+        for number in (signal.SIGTERM, *([signal.SIGHUP] if enclosed else [])):
+            os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+                break
         kill(process)
     process.wait()
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
+def kill(process: subprocess.Popen[bytes], number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, number)

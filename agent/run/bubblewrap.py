@@ -10,19 +10,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from agent.errors import Failure
-from agent.run.sandbox import (
-    ETC,
-    SYSTEM,
-    USER,
-    Limits,
-    Room,
-    gpu_nodes,
-    guarded,
-    interpreter_folders,
-    is_below,
-    is_root,
-)
-from agent.run.syscalls import ALWAYS_REFUSED, INSIDE_A_NETWORK_NAMESPACE, seccomp_filter
+from agent.run import sandbox, syscalls
+from agent.run.installed import program_files
+from agent.run.sandbox import SYSTEM, Limits, Room, gpu_nodes, is_below, is_root
 
 COMPILED = Path("/tmp/compiled")
 ROOM_UID = "1000"  # instead of root: the kernel lets a mapped root make no second user namespace
@@ -32,22 +22,15 @@ MACHINE_IN_PROC = ("sys", "sysrq-trigger", "irq", "bus", "acpi", "fs", "scsi", "
 APPARMOR = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
 
 
-class Bubblewrap:
-    """The default. Raises Failure, with what to do about it, where no bwrap works.
-
-    `private`: folders to keep out of every room wherever they lie, beside home and the current one; `bwrap`: one that
-    has been found to work.
-    """
+class Bubblewrap(sandbox.Wall):
+    """The default. Raises Failure, with what to do about it, where no bwrap works. `bwrap`: one that was found to."""
 
     name = "bubblewrap"
     weaker: tuple[str, ...] = ()
     known: frozenset[str] = frozenset()
-    guarded = True
 
     def __init__(self, limits: Limits | None = None, private: Iterable[Path] = (), bwrap: Path | None = None):
-        self.limits = limits or Limits.of_machine()
-        self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
-        self.hidden: tuple[Path, ...] = ()
+        super().__init__(limits, private)
         self.bwrap = bwrap or find_bwrap()
 
     def compiled(self, room: Room) -> Path:
@@ -55,30 +38,41 @@ class Bubblewrap:
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
         options = ["--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session"]
-        options += ["--cap-drop", "ALL", "--hostname", "research", "--clearenv"]
+        options += ["--cap-drop", "ALL", "--hostname", "research", *(["--share-net"] if room.online else [])]
         options += ["--uid", ROOM_UID, "--gid", ROOM_UID] if is_root() else []
-        for name, value in {**USER, "HOME": "/tmp", "TMPDIR": "/tmp", **room.env}.items():
-            options += ["--setenv", name, value]
+        options += ["--setenv", "TMPDIR", "/tmp"] if room.online else self._environment(room)
         options += [*self._system(room), *self._visible(argv, room), *self._writable(room)]
         options += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", str(room.workdir)]
         count = self.limits.processes  # counted in the room's user namespace, so it is set inside
         stop = ["prlimit", f"--nproc={count}:{count}", "--"] if os.path.exists("/usr/bin/prlimit") else []
-        rules = seccomp_filter(ALWAYS_REFUSED, INSIDE_A_NETWORK_NAMESPACE)
+        sockets = syscalls.INTERNET if room.online else syscalls.INSIDE_A_NETWORK_NAMESPACE
+        refused = syscalls.ALWAYS_REFUSED + (() if room.online else syscalls.COUNTED_FOR_A_USER)
+        rules = syscalls.seccomp_filter(refused, sockets)
         command = [str(self.bwrap), *options, "--", *stop, *argv]
         counted = [room.output, *([room.compiled] if room.compiled else [])]
-        return guarded(self.limits, room, command, counted=counted, filter=rules, layers=2)
+        return sandbox.guarded(
+            self.limits, room, command, counted=counted, filter=rules, layers=2, mounts=in_memory(room)
+        )
+
+    def _environment(self, room: Room) -> list[str]:
+        options = ["--clearenv"]
+        for name, value in {**sandbox.USER, "HOME": "/tmp", "TMPDIR": "/tmp", **room.env}.items():
+            options += ["--setenv", name, value]
+        return options
 
     def _system(self, room: Room) -> list[str]:
         """Libraries, devices, /proc, and what is empty at first; later options lie over earlier ones."""
         options: list[str] = []
-        for path in [*SYSTEM, *(f"/etc/{name}" for name in ETC)]:
+        for path in [*SYSTEM, *(f"/etc/{name}" for name in sandbox.ETC)]:
             options += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind-try", path, path]
+        for name in sandbox.ETC_OF_NETWORK if room.online else ():
+            options += ["--ro-bind-try", f"/etc/{name}", f"/etc/{name}"]
         for path in self.private:
             options += ["--tmpfs", str(path)] if is_below(path, SYSTEM) else []
-        home = room.env.get("HOME", "/tmp")  # empty, but there, because libraries keep small things in it
-        for folder in ("/tmp", home):
+        shared, *folders = in_memory(room)
+        for folder in folders:
             options += ["--size", str(self.limits.scratch_bytes), "--tmpfs", folder]
-        options += ["--dev", "/dev", "--size", str(self.limits.scratch_bytes), "--tmpfs", "/dev/shm"]
+        options += ["--dev", "/dev", "--size", str(self.limits.scratch_bytes), "--tmpfs", shared]
         for node in gpu_nodes(room.slot):
             options += ["--dev-bind-try", node, node]
         options += ["--proc", "/proc"]
@@ -88,10 +82,15 @@ class Bubblewrap:
 
     def _visible(self, argv: Sequence[str], room: Room) -> list[str]:
         """What may be read, and what must not be seen below it."""
-        seen, options = (*interpreter_folders(argv, room.env), *room.data, room.workdir), []
-        for path in (*seen, *([room.rooms] if room.rooms else [])):
+        options: list[str] = []
+        programs = program_files(room.program or argv[0], room.env)
+        given = [*room.data, room.workdir, *([room.rooms] if room.rooms else [])]
+        for path in programs:  # what a link leads to is among them
+            link = path.is_symlink() and not path.is_dir()
+            options += ["--symlink", os.readlink(path), str(path)] if link else ["--ro-bind", str(path), str(path)]
+        for path in given:
             options += ["--ro-bind", str(path), str(path)]
-        roots = [*(Path(root) for root in SYSTEM if not os.path.islink(root)), *seen]
+        roots = [*(Path(root) for root in SYSTEM if not os.path.islink(root)), *programs, *given]
         for path in (*room.hidden, *self.hidden):
             for root in roots:  # a folder is shown by its name, and hidden wherever that leads
                 real = path.resolve()
@@ -103,7 +102,14 @@ class Bubblewrap:
     def _writable(self, room: Room) -> list[str]:
         bind = "--ro-bind" if room.kind == "model" else "--bind"
         options = [bind, str(room.output), str(room.output)]
+        for path in room.settings:
+            options += ["--bind", str(path), str(path)]
         return options + (["--bind", str(room.compiled), str(COMPILED)] if room.compiled else [])
+
+
+def in_memory(room: Room) -> list[str]:
+    """What of the room lives in memory. Home is empty, but there, because libraries keep small things in it."""
+    return list(dict.fromkeys(("/dev/shm", "/tmp", room.env.get("HOME", "/tmp"))))
 
 
 def find_bwrap() -> Path:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.errors import Failure
+from agent.run.installed import links, of_prefix
 from agent.run.task import Interpreter
 
 FOLDERS = (".venv", "venv", ".conda", "env")
@@ -86,7 +87,8 @@ def examined(python: Path, repository: Path) -> Interpreter:
     found = [Path(os.path.normpath(entry)) for entry in path if entry and Path(entry).is_dir()]
     own = [entry for entry in found if is_editable(entry, repository, roots)]
     seen = {Path.home(), *Path.home().parents, repository, *repository.parents}  # never a whole home or repository
-    packages = [p for p in (*roots, *found) if p not in own and p not in seen and not p.is_relative_to("/usr")]
+    installed = [path for root in roots for path in of_prefix(root)]
+    packages = [p for p in (*installed, *found) if p not in own and p not in seen and not p.is_relative_to("/usr")]
     return Interpreter(
         python=str(python),
         prefix=prefix,
@@ -100,17 +102,6 @@ def is_editable(entry: Path, repository: Path, roots: list[Path]) -> bool:
     return entry.is_relative_to(repository) and not any(
         entry.is_relative_to(root) for root in roots if root != repository
     )
-
-
-def links(python: Path) -> Iterator[Path]:
-    """The interpreter, and all that it is a link to: each one's folder must be there."""
-    seen: set[Path] = set()
-    while python not in seen:
-        seen.add(python)
-        yield python
-        if not python.is_symlink():
-            return
-        python = Path(os.path.normpath(python.parent / os.readlink(python)))
 
 
 def said(found: Interpreter | None, project: Path) -> str:

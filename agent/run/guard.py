@@ -17,89 +17,56 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 
 sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 from agent.run import syscalls  # noqa: E402
+from agent.run.usage import DEEPEST, Held, Unreadable, alone, folder_size, processes, tree  # noqa: E402
 
-PAGE = resource.getpagesize()
-POLL_SECONDS = 0.05
+POLL_SECONDS, LONGEST_PAUSE = 0.05, 1.0
+# Of these the kernel counts what a user has, and a room may be root's: signals and timers that wait, bytes of queues.
+KERNEL = {resource.RLIMIT_SIGPENDING: 4096, resource.RLIMIT_MSGQUEUE: 0}
 OVER_LIMIT = 77  # exit status of a trial that was ended here; the reason is its last line on stderr
 
 
-def processes() -> dict[int, tuple[int, int]]:
-    """pid -> (parent, threads) of everything that runs."""
-    found = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    fields = file.read().rpartition(b") ")[2].split()
-            except OSError:
-                continue  # it ended between the listing and the reading
-            found[int(name)] = (int(fields[1]), int(fields[17]))
-    return found
+class Watch:
+    """What is over a limit, in words. What costs more to read is read less often, and counts as it was meanwhile."""
 
+    def __init__(self, limits: dict, user: int | None):
+        self.limits, self.held, self.at = limits, Held(limits["mounts"], limits["folders"], limits["common"], user), 0.0
+        self.in_memory = 0
 
-def tree(root: int) -> dict[int, int]:
-    """pid -> threads of `root`'s descendants."""
-    everything = processes()
-    children: dict[int, list[int]] = {}
-    for pid, (parent, _) in everything.items():
-        children.setdefault(parent, []).append(pid)
-    found, waiting = {}, [root]
-    while waiting:
-        for pid in children.get(waiting.pop(), ()):
-            found[pid] = everything[pid][1]
-            waiting.append(pid)
-    return found
-
-
-def private_bytes(pid: int) -> int:
-    """Resident memory that it shares with no file and no tmpfs; 0 for a process that has ended."""
-    try:
-        with open(f"/proc/{pid}/statm", "rb") as file:
-            resident, shared = file.read().split()[1:3]
-    except OSError:
-        return 0
-    return (int(resident) - int(shared)) * PAGE
-
-
-def folder_size(folders: list[str], files: int) -> tuple[int, int]:
-    """(bytes on disk, entries) below the folders; the count stops soon after `files`."""
-    size, count, waiting = 0, 0, list(folders)
-    while waiting and count <= files:
-        try:
-            entries = list(os.scandir(waiting.pop()))
-        except OSError:
-            continue
-        for entry in entries:
-            count += 1
-            try:
-                size += entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
-            except OSError:
-                continue
-    return size, count
-
-
-def excess(limits: dict, look_at_disk: bool) -> str | None:
-    """What is over its limit, in words; None: nothing."""
-    running = tree(os.getpid())
-    memory = sum(map(private_bytes, running))
-    if memory > limits["memory"]:
-        return f"{memory / 1e9:.1f} GB of memory, over the limit of {limits['memory'] / 1e9:.1f} GB"
-    if (threads := sum(running.values())) > limits["processes"]:
-        return f"{threads} processes and threads, over the limit of {limits['processes']}"
-    if not look_at_disk:
+    def excess(self) -> str | None:
+        """None: nothing."""
+        limits, running = self.limits, tree(os.getpid())
+        if (threads := sum(running.values())) > limits["processes"]:
+            return f"{threads} processes and threads, over the limit of {limits['processes']}"
+        memory = sum(alone(pid) for pid in running)
+        if memory <= limits["memory"] and time.monotonic() >= self.at:
+            worked = time.thread_time()
+            found = self._written(running)
+            self.at = time.monotonic() + max(0.1, 20 * (time.thread_time() - worked))
+            if found:
+                return found
+        if memory + self.in_memory > limits["memory"]:
+            return (
+                f"{(memory + self.in_memory) / 1e9:.1f} GB of memory, over the limit of {limits['memory'] / 1e9:.1f} GB"
+            )
         return None
-    size, files = folder_size(limits["folders"], limits["files"])
-    if size > limits["disk"]:
-        return f"{size / 1e9:.1f} GB written, over the limit of {limits['disk'] / 1e9:.1f} GB"
-    if files > limits["files"]:
-        return f"more than {limits['files']} files written"
-    return None
+
+    def _written(self, running: Iterable[int]) -> str | None:
+        limits = self.limits
+        self.in_memory, nameless = self.held.look(running)
+        try:
+            size, files, depth = folder_size(limits["folders"], limits["files"])
+        except Unreadable:
+            return "a folder was made that can't be read, so what is in it can't be counted"
+        if size + nameless > limits["disk"]:
+            return f"{(size + nameless) / 1e9:.1f} GB written, over the limit of {limits['disk'] / 1e9:.1f} GB"
+        if files > limits["files"]:
+            return f"more than {limits['files']} files written"
+        return f"folders nested more than {DEEPEST} deep" if depth > DEEPEST else None
 
 
 def own_user(limits: dict) -> tuple[int, socket.socket] | None:
@@ -166,12 +133,17 @@ def start(argv: list[str], limits: dict, user: int | None) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (limits["disk"], limits["disk"]))
         resource.setrlimit(resource.RLIMIT_DATA, (limits["segment"], limits["segment"]))
+        for kind, most in KERNEL.items():
+            before = resource.getrlimit(kind)[1]
+            most = most if before == resource.RLIM_INFINITY else min(most, before)
+            resource.setrlimit(kind, (most, most))
         if user is not None:  # the kernel counts the processes of a user; of root it counts none
             resource.setrlimit(resource.RLIMIT_NPROC, (limits["processes"], limits["processes"]))
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")  # where memory runs out all the same, this is what the kernel ends first
-        # an empty environment: bwrap's own can be read in the room as /proc/1/environ
-        os.execve(argv[0], argv, {} if user is None else {syscalls.USER: str(user)})
+        # else an empty environment: bwrap's own can be read in the room as /proc/1/environ
+        given = dict(os.environ) if limits["inherits"] else {}
+        os.execve(argv[0], argv, given if user is None else {**given, syscalls.USER: str(user)})
     except OSError as error:
         print(f"sandbox: {argv[0]} does not start: {error}", file=sys.stderr, flush=True)
     os._exit(127)
@@ -239,7 +211,7 @@ def main() -> int:
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: asked.append(number))
-    syscalls.die_with_parent(int(os.environ.get(syscalls.PARENT, os.getppid())), signal.SIGHUP)
+    syscalls.die_with_parent(int(os.environ.pop(syscalls.PARENT, os.getppid())), signal.SIGHUP)
     syscalls.adopt_orphans()
     try:
         mine = own_user(limits)
@@ -250,7 +222,7 @@ def main() -> int:
         return 127
     with contextlib.suppress(OSError):  # for root, whose processes the kernel doesn't count, this must come first
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
-    pause, disk_at = POLL_SECONDS, 0.0
+    pause, watch = POLL_SECONDS, Watch(limits, user)
     while True:
         if signal.SIGHUP in asked:
             end_everything(user)
@@ -262,15 +234,13 @@ def main() -> int:
             end_everything(user)
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
-        began, worked = time.monotonic(), time.thread_time()
-        if reason := excess(limits, look_at_disk=began >= disk_at):
+        worked = time.thread_time()
+        if reason := watch.excess():
             print(f"\nsandbox: {reason}; the trial was ended", file=sys.stderr, flush=True)
             end_everything(user)
             return OVER_LIMIT
-        cost = time.thread_time() - worked
-        pause = max(POLL_SECONDS, 50 * cost)  # watching takes at most 2% of a core
-        disk_at = disk_at if began < disk_at else began + max(0.1, 20 * cost)
-        wait_for_child(pause)
+        pause = max(POLL_SECONDS, 50 * (time.thread_time() - worked))  # watching takes at most 2% of a core
+        wait_for_child(min(pause, LONGEST_PAUSE))
 
 
 if __name__ == "__main__":

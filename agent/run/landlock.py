@@ -12,19 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from agent.errors import Failure
-from agent.run import syscalls
-from agent.run.sandbox import (
-    ETC,
-    SYSTEM,
-    USER,
-    Limits,
-    Room,
-    gpu_nodes,
-    guarded,
-    interpreter_folders,
-    is_below,
-    is_root,
-)
+from agent.run import sandbox, syscalls
+from agent.run.installed import program_files
+from agent.run.sandbox import SYSTEM, Limits, Room, gpu_nodes, is_below, is_root
 
 WALL = Path(__file__).with_name("wall.py")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -32,20 +22,14 @@ READABLE = 1 << syscalls.CAP_DAC_READ_SEARCH
 OVERRIDE = 1 << syscalls.CAP_DAC_OVERRIDE
 
 
-class Landlock:
-    """Raises Failure, with what to do about it, where the kernel has no Landlock, or too little of it.
-
-    `private`: folders to keep out of every room wherever they lie, beside home and the current one.
-    """
+class Landlock(sandbox.Wall):
+    """Raises Failure, with what to do about it, where the kernel has no Landlock, or too little of it."""
 
     name = "landlock"
     known = frozenset({"see a process of the host"})
-    guarded = True
 
     def __init__(self, limits: Limits | None = None, private: Iterable[Path] = ()):
-        self.limits = limits or Limits.of_machine()
-        self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
-        self.hidden: tuple[Path, ...] = ()
+        super().__init__(limits, private)
         version = syscalls.landlock_version()
         if platform.machine() not in syscalls.AUDIT_ARCH or not version:
             raise Failure("this kernel has no Landlock (Linux 5.13 and later, unless it is switched off at boot)")
@@ -58,39 +42,51 @@ class Landlock:
         return room.compiled or room.scratch / "compiled"
 
     def wrap(self, argv: Sequence[str], room: Room) -> list[str]:
-        writable = [room.scratch, *([room.compiled] if room.compiled else [])]
+        writable = [room.scratch, *([room.compiled] if room.compiled else []), *room.settings]
         if room.kind != "model":
             writable.append(room.output)
         # Links are followed first: a rule for /lib is one for /usr/lib, and for all in it.
         system = [Path(root).resolve() for root in SYSTEM]
-        python = [path.resolve() for path in interpreter_folders(argv, room.env)]
-        readable = [path for root in system for path in without(root, (*self.private, *self.hidden))]
-        readable += [Path("/etc", name) for name in ETC]
-        readable += [path for folder in python for path in without(folder, self.hidden)]
-        readable += [path for folder in room.data for path in without(folder, (*room.hidden, *self.hidden))]
-        readable += [room.workdir, room.output, *([room.rooms] if room.rooms else [])]
-        scratch = str(room.scratch)
+        python = [path.resolve() for path in program_files(room.program or argv[0], room.env)]
         # Without /dev/shm there are no locks between processes. It is the machine's, so the model is not let in: what
         # it leaves there another process of the evaluation, or a later trial, could read.
-        shared = [] if room.kind == "model" else ["/dev/shm"]
-        # Home keeps its name, because data may lie below it, and stays closed: what libraries would write there goes
-        # to the scratch folder, as far as they can be told.
-        caches = dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH", "TRITON_HOME"), scratch)
+        shared = [] if room.kind in ("model", "proposer") else ["/dev/shm"]
         spec = {
             "workdir": str(room.workdir),
-            "read": by_folder(readable),
+            "read": by_folder(self._readable(room, system, python)),
             # what Python imports lies beside what is hidden, and it looks through the folder of both
             "list": [str(path.parent) for path in self.hidden if is_below(path, (*system, *python))],
             "write": [*map(str, writable), *shared],
             "devices": [*DEVICES, *gpu_nodes(room.slot)],
             "connects": room.kind == "evaluation",  # to ask for the model's rooms; the evaluation is no code under test
-            "capabilities": self.capabilities,
+            "online": room.online,
+            "capabilities": 0 if room.online else self.capabilities,
             "groups": [],
-            "environment": {**USER, "HOME": scratch, **caches, **room.env, "TMPDIR": scratch},
+            "environment": self._environment(room),
         }
         command = [sys.executable, "-I", "-S", str(WALL), json.dumps(spec), *argv]
         own = [path for path in writable if path != room.output or room.kind == "training"]
-        return guarded(self.limits, room, command, counted=writable, own=own if is_root() else None)
+        counted = [path for path in writable if path not in room.settings]
+        # what a proposer has of the person's must stay theirs
+        others = own if is_root() and not room.online else None
+        return sandbox.guarded(self.limits, room, command, counted=counted, own=others, common=shared)
+
+    def _readable(self, room: Room, system: list[Path], python: list[Path]) -> list[Path]:
+        readable = [path for root in system for path in without(root, (*self.private, *self.hidden))]
+        readable += [Path("/etc", name) for name in sandbox.ETC]
+        readable += [Path("/etc", name) for name in sandbox.ETC_OF_NETWORK if room.online]
+        readable += [path for folder in python for path in without(folder, self.hidden)]
+        readable += [path for folder in room.data for path in without(folder, (*room.hidden, *self.hidden))]
+        return [*readable, room.workdir, room.output, *([room.rooms] if room.rooms else [])]
+
+    def _environment(self, room: Room) -> dict[str, str]:
+        """Home keeps its name, because data may lie below it, and stays closed: what libraries would write there goes
+        to the scratch folder, as far as they can be told."""
+        scratch = str(room.scratch)
+        if room.online:
+            return {"TMPDIR": scratch}
+        caches = dict.fromkeys(("XDG_CACHE_HOME", "CUDA_CACHE_PATH", "TRITON_HOME"), scratch)
+        return {**sandbox.USER, "HOME": scratch, **caches, **room.env, "TMPDIR": scratch}
 
 
 def by_folder(paths: Iterable[Path]) -> dict[str, list[str]]:

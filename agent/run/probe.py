@@ -1,9 +1,10 @@
 """The self-probe: before the first trial, try to break out of the very rooms that trials will run in, and run a kernel
 on the device in them.
 
-Everything it tries to reach is real (the person's home), or planted by the probe itself (a file with a secret, a
-process, a listener), so that a sandbox which does nothing fails every check; tests/test_probe.py shows that. It
-writes in the night's folder and in one for temporary files, and leaves nothing anywhere else.
+Everything it tries to reach is real (the person's home, what lies beside the repository), or planted by the probe
+itself (a file with a secret, a process, a listener, a home in which secrets lie beside a Python, by which the probe is
+run), so that a sandbox which does nothing fails every check; tests/test_probe.py shows that. It writes in the night's
+folder and in one for temporary files, and leaves nothing anywhere else.
 """
 
 from __future__ import annotations
@@ -23,11 +24,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from agent.run.installed import program_files
 from agent.run.leftovers import temporary
-from agent.run.sandbox import Room, Sandbox
+from agent.run.sandbox import SYSTEM, Room, Sandbox, is_below
 
 KERNEL = Path(__file__).with_name("kernel_probe.py")
 TIMEOUT_SECONDS = 60.0
+PRIVATE = (".config", ".ssh", ".cache", ".aws", ".gnupg", ".docker", ".kube", ".netrc", ".git-credentials", ".npmrc")
+PRIVATE += (".bash_history", ".local", ".local/share", ".local/state", ".huggingface", ".cache/huggingface/token")
+SECRETS = (".local/share/keyrings/login.keyring", ".local/bin/token", ".local/lib/token", ".config/gh/hosts.yml")
+SECRETS += (".ssh/id_ed25519", ".cache/token", ".aws/credentials", ".netrc")
+MOST_BESIDE = 100  # of what lies beside the repository
 DAEMON_SECONDS = 5.0  # how long the probe's stray process lives where nothing ends it
 
 # Runs in the room. Prints a JSON list of what it managed to do.
@@ -67,6 +74,9 @@ for path, device, inode in plan["create"]:
 for path, device, inode in plan["folders"]:
     attempt("list " + path)(lambda: (os.stat(path).st_dev, os.stat(path).st_ino) == (device, inode)
                                     and os.listdir(path) is not None)
+for path, device, inode in plan["files"]:
+    attempt("read " + path)(lambda: (os.stat(path).st_dev, os.stat(path).st_ino) == (device, inode)
+                                    and os.close(os.open(path, os.O_RDONLY)) is None)
 for path in plan["list"]:
     attempt("list " + path)(lambda: bool(os.listdir(path)))
 attempt("read a key in the environment")(lambda: plan["secret"] in os.environ.values())
@@ -118,6 +128,10 @@ def probe(
             if (repository / name).is_file():
                 shutil.copy(repository / name, folder / "work")
                 plan["write"] += [str(repository / name), str(folder / "work" / Path(name).name)]
+        shown = [*data, *program_files(plan["python"], environment)]
+        known = [path for path in of_the_person(repository) if not is_below(path, (*SYSTEM, *shown))]
+        plan["folders"] += [identity(path) for path in known if path.is_dir()]
+        plan["files"] = [identity(path) for path in known if path.is_file()]
         plan["list"] += [str(path) for path in holdout]
         plan["gpus"] = 0 if slot is None else 1
         training = Room(
@@ -185,7 +199,7 @@ def _kernel_results(running: Sequence[subprocess.Popen[str]], device: str) -> st
 
 def _attempt(sandbox: Sandbox, room: Room, plan: Mapping) -> list[str]:
     ran = subprocess.run(
-        sandbox.wrap([sys.executable, "-I", "-c", SCRIPT, json.dumps(plan)], room),
+        sandbox.wrap([plan["python"], "-I", "-c", SCRIPT, json.dumps(plan)], room),
         env={**room.env, "RESEARCH_PROBE_KEY": plan["secret"]},
         cwd=room.workdir,
         stdin=subprocess.DEVNULL,
@@ -201,10 +215,20 @@ def _attempt(sandbox: Sandbox, room: Room, plan: Mapping) -> list[str]:
     return [what for what in done if not any(what == known for known in sandbox.known)]
 
 
-def identity(folder: Path) -> tuple[str, int, int]:
-    """By which a folder is told from an empty one of the same name."""
-    found = folder.stat()
-    return str(folder), found.st_dev, found.st_ino
+def of_the_person(repository: Path) -> list[Path]:
+    """What is there of the places where keys lie, and of what lies beside the repository. It is only looked at."""
+    found = [Path.home() / name for name in PRIVATE]
+    for folder in (repository.parent, Path("/workspace"), Path("/home")):
+        with contextlib.suppress(OSError):
+            found += [folder, *sorted(folder.iterdir())[:MOST_BESIDE]]
+    own = repository.resolve()
+    return [path for path in dict.fromkeys(found) if os.access(path, os.R_OK) and path.resolve() != own]
+
+
+def identity(path: Path) -> tuple[str, int, int]:
+    """By which a folder or file is told from another one of the same name."""
+    found = path.stat()
+    return str(path), found.st_dev, found.st_ino
 
 
 def _outlived(lock: Path) -> bool:
@@ -232,8 +256,13 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
             folder / "data/heldout/val",
             elsewhere / "secret",
         ]
+        person, python = elsewhere / "person", elsewhere / "person" / ".local" / "bin" / "python"
+        places += [person / name for name in SECRETS]
         for place in places:
+            place.parent.mkdir(parents=True, exist_ok=True)
             place.write_text(secret)
+        python.symlink_to(sys.executable)
+        elsewhere.chmod(0o755)  # so that only the sandbox keeps it from being read
         tcp, udp = socket.create_server(("127.0.0.1", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         udp.bind(("127.0.0.1", 0))
         unix, abstract = (socket.socket(socket.AF_UNIX) for _ in range(2))
@@ -247,7 +276,7 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
         stack.callback(host.wait)
         stack.callback(host.kill)
         git = repository / ".git"
-        person = [identity(path) for path in [Path.home()] if path.is_dir()]
+        home_of = [identity(path) for path in [Path.home()] if path.is_dir()]
         create = [identity(path) for path in (git if git.is_dir() else home, home, folder / "work")]
         yield (
             folder,
@@ -257,8 +286,9 @@ def _planted(home: Path, repository: Path) -> Iterator[tuple[Path, dict]]:
                 "shadow": shadow[::-1],
                 "read": [str(place) for place in places],
                 "write": [*map(str, places), "/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger"],
-                "create": [*create, *person],
-                "folders": person,
+                "create": [*create, *home_of],
+                "folders": home_of,
+                "python": str(python),
                 "list": [],
                 "pid": host.pid,
                 "tcp": tcp.getsockname()[1],

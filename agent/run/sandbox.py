@@ -1,9 +1,10 @@
 """Where code that nobody has read yet runs: rooms with one writable folder and no way out.
 
 What is not named is not there: the system's libraries, the interpreter, the commit, its data and one output folder are
-put into a room, and nothing else. There are four kinds, side by side and none inside another: for training, for what
-feeds it with data, for the evaluation, and for the model while it is evaluated. Bubblewrap makes them from namespaces;
-where those can't be had, Landlock is the second, weaker wall. How the parts fit together: docs/SECURITY.md.
+put into a room, and nothing else. There are five kinds, side by side and none inside another: for training, for what
+feeds it with data, for the evaluation, for the model while it is evaluated, and for a program that proposes. Bubblewrap
+makes them from namespaces; where those can't be had, Landlock is the second, weaker wall. How the parts fit together:
+docs/SECURITY.md.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ GUARD = Path(__file__).with_name("guard.py")
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix", "/gnu", "/sys")
 ETC = ("alternatives", "group", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "nsswitch.conf")
 ETC += ("OpenCL", "os-release", "passwd", "timezone", "vulkan")
+ETC_OF_NETWORK = ("resolv.conf", "hosts", "host.conf", "gai.conf", "ssl/certs", "ssl/cert.pem", "ssl/openssl.cnf")
+ETC_OF_NETWORK += ("pki/tls/certs", "pki/tls/cert.pem", "pki/tls/openssl.cnf", "pki/ca-trust", "ca-certificates")
 GPU_NODES = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools")
 USER = {"USER": "research", "LOGNAME": "research"}
 SANDBOXES = ("auto", "bubblewrap", "landlock", "docker", "podman", "none")
@@ -34,7 +37,7 @@ SANDBOXES = ("auto", "bubblewrap", "landlock", "docker", "podman", "none")
 class Room:
     """What one command may see and write. All paths are absolute."""
 
-    kind: Literal["training", "feed", "evaluation", "model"]
+    kind: Literal["training", "feed", "evaluation", "model", "proposer"]
     workdir: Path
     """A copy of the commit, read-only; the current directory of the command."""
     output: Path
@@ -50,9 +53,19 @@ class Room:
     slot: int | None = None
     """Index of the only GPU that it may see; None: no GPU."""
     env: Mapping[str, str] = field(default_factory=dict)
-    """The complete environment: an allow-list built by the executor."""
+    """The complete environment: an allow-list built by the executor. A proposer's holds keys, so it is never put on a
+    command line: its guard is started with it."""
+    program: str = ""
+    """The program that must be there, if that is not the command itself."""
+    settings: tuple[Path, ...] = ()
+    """Of a proposer: files and folders of the person's that belong to it, writable."""
     rooms: Path | None = None
     """For the evaluation: the folder with the socket by which it asks for rooms for the model (model_rooms.py)."""
+
+    @property
+    def online(self) -> bool:
+        """Whether it has the machine's network."""
+        return self.kind == "proposer"
 
 
 @dataclass(frozen=True)
@@ -102,6 +115,18 @@ class Sandbox(Protocol):
         """Where in the room the compile cache is. Its entries hold absolute paths: they serve only where it is the
         same for the trial that made them and the trial that reads them."""
         ...
+
+
+class Wall:
+    """What both walls begin with. `private`: folders to keep out of every room wherever they lie, beside home and the
+    current one."""
+
+    guarded = True
+
+    def __init__(self, limits: Limits | None, private: Iterable[Path]):
+        self.limits = limits or Limits.of_machine()
+        self.private = tuple(path.resolve() for path in (Path.home(), Path.cwd(), *private))
+        self.hidden: tuple[Path, ...] = ()
 
 
 class Unsandboxed:
@@ -241,20 +266,26 @@ def guarded(
     filter: bytes = b"",
     layers: int = 0,
     own: Sequence[Path] | None = None,
+    mounts: Sequence[str] = (),
+    common: Sequence[str] = (),
 ) -> list[str]:
     """`command` under guard.py. `counted`: folders whose size is held to the limits; `filter`: of system calls, for
-    bwrap; `layers`: of processes that only make the room; `own`: folders that become another user's, if any."""
+    bwrap; `layers`: of processes that only make the room; `own`: folders that become another user's, if any; `mounts`:
+    what of the room lives in memory; `common`: folders there that it has in common with the machine."""
     told = {
         "memory": limits.memory_bytes,
-        # a GPU's driver reserves address space many times the machine's memory, so there only the guard counts
-        "segment": limits.memory_bytes if room.slot is None else -1,
+        # a GPU's driver, and JavaScript, reserve far more than they use, so there only the guard counts
+        "segment": limits.memory_bytes if room.slot is None and not room.online else -1,
         "processes": limits.processes,
         "disk": limits.disk_bytes,
         "files": limits.files,
         "folders": list(map(str, counted)),
+        "mounts": list(mounts),
+        "common": list(common),
         "filter": filter.hex(),
         "layers": layers,
         "own": None if own is None else list(map(str, own)),
+        "inherits": room.online,
     }
     return [sys.executable, "-I", "-S", str(GUARD), json.dumps(told), *command]
 
@@ -271,25 +302,6 @@ def gpu_nodes(slot: int | None) -> list[str]:
     except pynvml.NVMLError as error:
         raise Failure(f"GPU {slot} can't be found ({error}): look at nvidia-smi") from None
     return [f"/dev/{name}" for name in (f"nvidia{minor}", *GPU_NODES)]
-
-
-def interpreter_folders(argv: Sequence[str], env: Mapping[str, str]) -> list[Path]:
-    """Folders that the command needs beside the system's: where Python, its venv and its packages live."""
-    wanted = [Path(sys.prefix), Path(sys.base_prefix)]
-    wanted += [Path(path) for path in sys.path if path.endswith("-packages")]  # pip install --user, and bwrap in it
-    program = shutil.which(argv[0], path=env.get("PATH", os.defpath))
-    while program:  # a venv's python is a chain of links, and each one's folder must be there
-        wanted.append(Path(program).parent.parent)
-        if not os.path.islink(program):
-            break
-        program = os.path.join(os.path.dirname(program), os.readlink(program))
-    for name in ("LD_LIBRARY_PATH", "PYTHONPATH"):
-        wanted += [Path(part) for part in env.get(name, "").split(":") if part.startswith("/")]
-    wanted += [Path(part) for part in sys.path if part.endswith(("site-packages", "dist-packages"))]
-    unsafe = {Path.home(), *Path.home().parents, Path.cwd(), *Path.cwd().parents}
-    found = dict.fromkeys(Path(os.path.normpath(path)) for path in wanted)
-    found = [p for p in found if p.is_dir() and p not in unsafe and not p.is_relative_to("/usr")]
-    return [path for path in found if not any(path != other and path.is_relative_to(other) for other in found)]
 
 
 def is_below(path: Path, roots: Iterable[str | Path]) -> bool:

@@ -37,6 +37,7 @@ NUMBERS = {
     "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195),
     "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
     "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187), "mq_open": (240, 180),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262), "io_setup": (206, 0),
     "prlimit64": (302, 261), "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setparam": (142, 118),
     "sched_setscheduler": (144, 119), "sched_setattr": (314, 274), "sched_setaffinity": (203, 122),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "pidfd_getfd": (438, 438),
@@ -48,16 +49,20 @@ NUMBERS = {
     "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
 }  # fmt: skip
 # No use in training, and not contained by namespaces: kernel keyrings, tracing of the kernel, its modules, and
-# rings of requests (which would pass by every filter of calls).
+# rings of requests (which would pass by every filter of calls). Shared memory and messages of System V belong to no
+# process, so nobody could count them.
 ALWAYS_REFUSED = (
     "add_key", "request_key", "keyctl", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter",
     "io_uring_register", "kexec_load", "kexec_file_load", "init_module", "finit_module", "delete_module",
-    "open_by_handle_at",
+    "open_by_handle_at", "shmget", "shmat", "shmctl", "semget", "semop", "semctl", "semtimedop", "msgget", "msgsnd",
+    "msgrcv", "msgctl", "mq_open",
 )  # fmt: skip
+# Of these the kernel gives out so many to a user, or to the machine, and a room may be root's: watches of files, and
+# requests for asynchronous reading. A program that proposes may watch its settings.
+COUNTED_FOR_A_USER = ("inotify_init", "inotify_init1", "fanotify_init", "io_setup")
 # What namespaces contain, refused where there are none.
 WITHOUT_NAMESPACES = (
-    "shmget", "shmat", "shmctl", "semget", "semop", "semctl", "semtimedop", "msgget", "msgsnd", "msgrcv", "msgctl",
-    "mq_open", "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
+    "ptrace", "process_vm_readv", "process_vm_writev", "pidfd_getfd",
     "mount", "umount2", "pivot_root", "chroot", "unshare", "setns", "fsopen", "open_tree", "move_mount",
 )  # fmt: skip
 # CUDA does not start unless it can make and name a socket of its own (AF_UNIX, SOCK_SEQPACKET), and is told of every
@@ -75,6 +80,7 @@ OF_A_PROCESS = {
 }  # fmt: skip
 # (family, type) of the sockets that may be made; type None: any
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, SOCK_SEQPACKET = 1, 2, 10, 16, 5
+INTERNET = ((AF_INET, None), (AF_INET6, None), (AF_NETLINK, None))  # no AF_UNIX: an engine or a keyring listens there
 INSIDE_A_NETWORK_NAMESPACE = ((AF_UNIX, None), (AF_INET, None), (AF_INET6, None), (AF_NETLINK, None))
 UNCONNECTED = ((AF_UNIX, SOCK_SEQPACKET),)
 LOCAL = ((AF_UNIX, None),)
@@ -159,11 +165,13 @@ def all_rights(version: int) -> int:
     return (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
 
 
-def restrict(rules: list[tuple[str, int]], version: int) -> None:
+def restrict(rules: list[tuple[str, int]], version: int, online: bool = False) -> None:
     """From now on this process and all that it starts may do with files only what `rules` (path, rights) allow,
-    open no TCP port, and signal none but their own kind. Paths that are not there are left out. Raises OSError."""
+    open no TCP port unless `online`, and signal none but their own kind. Paths that are not there are left out. Raises
+    OSError."""
     every = all_rights(version)
-    attributes = struct.pack("QQQ", every, 3 if version >= 4 else 0, 3 if version >= SIGNALS_SINCE else 0)
+    ports, scopes = 3 if version >= 4 and not online else 0, 3 if version >= SIGNALS_SINCE else 0
+    attributes = struct.pack("QQQ", every, ports, scopes)
     attributes = attributes[: 8 if version < 4 else 16 if version < 6 else 24]
     ruleset = _syscall(CREATE_RULESET, attributes, len(attributes), 0)
     for path, rights in rules:
@@ -203,13 +211,18 @@ def become(user: int, groups: list[int], keep: int) -> None:
     os.setgroups(groups)
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
+    drop_capabilities(keep)
+    for capability in range(32):
+        if keep >> capability & 1:
+            _prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
+
+
+def drop_capabilities(keep: int = 0) -> None:
+    """Have none but those whose bits are in `keep`; after no_new_privileges no program gets more. Raises OSError."""
     header = struct.pack("Ii", 0x20080522, 0)  # version 3, this thread
     bits = struct.pack("6I", keep, keep, keep, 0, 0, 0)
     if LIBC.capset(header, bits):
         raise OSError(ctypes.get_errno(), "capset")
-    for capability in range(32):
-        if keep >> capability & 1:
-            _prctl(PR_CAP_AMBIENT, 2, capability, 0, 0)
 
 
 def die_with_parent(parent: int, signal: int) -> None:

@@ -21,17 +21,21 @@ def main() -> None:
     os.chdir(spec["workdir"])
     os.umask(0o022)
     syscalls.no_new_privileges()
-    syscalls.restrict(rules(spec, user), syscalls.landlock_version())
+    syscalls.restrict(rules(spec, user), syscalls.landlock_version(), online=spec["online"])
     if user >= 0:
         syscalls.become(user, spec["groups"], spec["capabilities"])
+    else:
+        syscalls.drop_capabilities()
     refused = syscalls.ALWAYS_REFUSED + syscalls.WITHOUT_NAMESPACES
-    unheard = () if spec["connects"] else syscalls.CONNECTING
-    sockets = syscalls.LOCAL if spec["connects"] else syscalls.UNCONNECTED
+    refused += () if spec["online"] else syscalls.COUNTED_FOR_A_USER
+    unheard = () if spec["connects"] or spec["online"] else syscalls.CONNECTING
+    sockets = syscalls.INTERNET if spec["online"] else syscalls.LOCAL if spec["connects"] else syscalls.UNCONNECTED
     # another user can't change the person's files and processes anyway
     ignored, own_only = ((), {}) if user >= 0 else (syscalls.CHANGES_OF_MODE, syscalls.OF_A_PROCESS)
     syscalls.set_filter(syscalls.seccomp_filter(refused, sockets, ignored, unheard, own_only))
+    environment = {**os.environ, **spec["environment"]} if spec["online"] else spec["environment"]
     try:
-        os.execvpe(command[0], command, spec["environment"])
+        os.execvpe(command[0], command, environment)
     except OSError as error:
         sys.exit(f"sandbox: {command[0]} does not start: {error.strerror}")
 
