@@ -8,6 +8,7 @@ branch stays as it is, and the night goes on under a second one; such a pin is s
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.errors import Failure
 
 STALE_SECONDS = 10.0  # git holds a lock of a ref for milliseconds: one that is older was left by a git that was killed
 TRIES = 5
+GOES_ON = "-goes-on"  # behind the name of a branch that somebody else has moved
 
 
 class Refs:
@@ -26,7 +28,7 @@ class Refs:
     def __init__(self, run: Callable[..., str], common: Path, tag: str):
         self.run, self.common, self.tag = run, common, tag
         self.branch = f"refs/heads/research/{tag}"
-        self.second = f"{self.branch}-goes-on"
+        self.second = self.branch + GOES_ON
         self.pinned = f"refs/experiments/{tag}"
 
     def all(self) -> dict[str, str]:
@@ -143,6 +145,15 @@ class Refs:
             (self.common / f"{name}.lock").unlink(missing_ok=True)
         for lock in (self.common / self.pinned).glob("*.lock"):
             lock.unlink(missing_ok=True)
+
+
+def branch_at(project: Path, tag: str, tip: str) -> str:
+    """The branch that stands at the night's last kept commit: research/<tag>, or the one beside it where somebody else
+    has moved that."""
+    wanted = [f"refs/heads/research/{tag}{more}" for more in ("", GOES_ON)]
+    command = ["git", "for-each-ref", f"--points-at={tip}", "--format=%(refname:lstrip=2)", *wanted]
+    ran = subprocess.run(command, cwd=project, capture_output=True, text=True) if tip else None
+    return next(iter(ran.stdout.split()), f"research/{tag}") if ran else f"research/{tag}"
 
 
 def age(path: Path) -> float:

@@ -89,6 +89,7 @@ def test_a_branch_that_is_moved_in_mid_night_stays_and_the_night_goes_on_beside_
     flags = (*FAST, "--command-unsandboxed", "--command", f"{sys.executable} {propose}", "--experiments", "3")
     said = night(project, *flags)
     assert "somebody else and stays as it is: the night goes on under research/night-goes-on" in said
+    assert "git merge --ff-only research/night-goes-on" in said
     assert git(project, "log", "-1", "--format=%s", "research/night") == "mine"
     kept = git(project, "show", "research/night-goes-on:train.py")
     assert "WIDTH = 16" in kept and "RATE = 0.3" in kept

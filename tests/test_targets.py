@@ -4,6 +4,7 @@ original autoresearch, and what a trial can't see because it is not committed.""
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 import venv
 from pathlib import Path
@@ -227,6 +228,23 @@ def test_seed_seconds_and_output_may_stand_in_the_command(tmp_path: Path):
     }
     project = make_repository(tmp_path / "project", files)
     replies = write_replies(tmp_path / "replies", block("SCALE = 1.0", "SCALE = 0.5"))
+    night(project, "--replay", str(replies), "--experiments", "1")
+    assert kinds(project) == ["baseline", "keep"]
+
+
+@pytest.mark.parametrize("run", ["./train.sh", "env/bin/python train.py"])
+def test_a_program_of_the_repository_runs_by_its_relative_path(tmp_path: Path, run: str):
+    """One that is committed, and the Python of an environment that is not."""
+    files = {
+        "train.py": "RATE = 0.5\nprint('loss:', RATE)\n", ".gitignore": "env\n",
+        "train.sh": f"#!/bin/sh\nexec {sys.executable} train.py\n",
+        "program.md": f"{FRONT}run: {run}\n---\n{PROSE}",
+    }  # fmt: skip
+    project = make_repository(tmp_path / "project", files)
+    (project / "train.sh").chmod(0o755)
+    git(project, "commit", "--quiet", "--all", "--message", "executable")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", project / "env"], check=True)
+    replies = write_replies(tmp_path / "replies", block("RATE = 0.5", "RATE = 0.3"))
     night(project, "--replay", str(replies), "--experiments", "1")
     assert kinds(project) == ["baseline", "keep"]
 

@@ -22,6 +22,7 @@ from agent.observers.report.page import library, page, replace_file
 from agent.observers.report.read import told_of
 from agent.observers.summary import experiments_table, notes_of, summary
 from agent.observers.terminal import paused
+from agent.refs import branch_at
 from agent.workspace import project_folder
 
 Repo = Annotated[Path, typer.Option("--repo", help="The repository to work on; default: here.")]
@@ -74,7 +75,7 @@ def report(
     else:
         console.print(experiments_table(told.done, told.program))
         console.print()
-        console.print(summary(told.experiments, told.program, home.name, told.look, *stands))
+        console.print(summary(told.experiments, told.program, told.branch, told.look, *stands))
     if png:
         put(png, chart.picture(overview))
     if out is None and not markdown:
@@ -139,8 +140,8 @@ def show_summary(home: Path, console: Console) -> None:
     if night.program:
         whole = [history.brief(e) for e in night.experiments.values()]
         console.print()
-        stands = how_it_stands(home, night)
-        console.print(summary(whole, history.program(night.program), home.name, notes_of(night), *stands))
+        stands, branch = how_it_stands(home, night), branch_at(home.parents[1], home.name, night.tip)
+        console.print(summary(whole, history.program(night.program), branch, notes_of(night), *stands))
     elif not night.starts:
         console.print(f"{home.name} has not begun: nothing is in its journal", markup=False)
 

@@ -41,7 +41,7 @@ def experiments_table(experiments: Sequence[Experiment], program: Program) -> Ta
 
 
 def summary(
-    experiments: Sequence[Experiment], program: Program, tag: str, notes: Sequence[str] = (), ended: str = "",
+    experiments: Sequence[Experiment], program: Program, branch: str, notes: Sequence[str] = (), ended: str = "",
     go_on: str = "",
 ) -> Table:  # fmt: skip
     """The morning's table: best, baseline, kept, reverted by reason, time, tokens, dollars, why it ended, what to type
@@ -99,9 +99,9 @@ def summary(
         table.add_row("go on", escape(cell(go_on)))
     if not best:
         return table  # there is nothing to look at or to take
-    table.add_row("look", f"git log -p --reverse HEAD..research/{tag}")
-    table.add_row("compare", f"git diff HEAD...research/{tag}")
-    table.add_row("take", f"git merge --ff-only research/{tag}")
+    table.add_row("look", f"git log -p --reverse HEAD..{branch}")
+    table.add_row("compare", f"git diff HEAD...{branch}")
+    table.add_row("take", f"git merge --ff-only {branch}")
     return table
 
 

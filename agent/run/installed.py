@@ -44,6 +44,8 @@ def of_prefix(prefix: Path) -> list[Path]:
 def program(name: str, env: Mapping[str, str]) -> Iterator[Path]:
     """The program that is started by this name, all that it is a link to, and what its first line names to run it."""
     path, seen = env.get("PATH", os.defpath), set[Path]()
+    if os.sep in name and not os.path.isabs(name):  # it is looked for in the room's own folder
+        return
     while found := shutil.which(name, path=path):
         for link in links(Path(os.path.abspath(found))):
             if link in seen:

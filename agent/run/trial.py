@@ -304,6 +304,9 @@ def argv(task: Task, command: str) -> list[str]:
     words = filled(arguments(command), values)
     if task.interpreter and words[0] in ("python", "python3"):
         return [task.interpreter.python, *words[1:]]
+    here = Path(task.root, task.project, words[0])  # of the project, but no part of the commit, like .venv/bin/python
+    if os.sep in words[0] and here.exists() and not (task.place("source") / words[0]).exists():
+        return [str(here), *words[1:]]
     return words
 
 

@@ -39,6 +39,8 @@ class Told:
     """Whole, by number."""
     times: Times | None = None
     """None: an old night, of which this is not known."""
+    branch: str = ""
+    """On which what was kept is."""
     ended: str = ""
     """Why the night ended; "" while it goes on, or where its process has died."""
     setup: Json = field(default_factory=dict)
@@ -80,6 +82,7 @@ def overview(told: Told) -> Json:
     metric, bases = told.program.metric, {e.commit: e.number for e in told.kept}
     return {
         "tag": told.tag,
+        "branch": told.branch,
         "made": time.time(),
         "metric": {"name": metric.name, "minimize": metric.direction == "minimize", "target": metric.target},
         "setup": told.setup,

@@ -261,8 +261,7 @@ async function show(overview) {
   showTable();
   filter();
   sortRows();
-  const tag = `research/${night.tag}`;
-  $("footer").replaceChildren("Take what was kept:", make("code", {}, `git log -p --reverse HEAD..${tag}`), make("code", {}, `git merge --ff-only ${tag}`));
+  $("footer").replaceChildren("Take what was kept:", make("code", {}, `git log -p --reverse HEAD..${night.branch}`), make("code", {}, `git merge --ff-only ${night.branch}`));
   $("closer").hidden = !night.views.close;
   await showChart();
   if (current === null && /^#\d+$/.test(location.hash)) await open(+location.hash.slice(1));

@@ -12,6 +12,7 @@ from agent.observers.old import old_night
 from agent.observers.report.data import Told
 from agent.observers.report.times import Times
 from agent.observers.summary import notes_of
+from agent.refs import branch_at
 
 
 class Reader:
@@ -35,6 +36,7 @@ class Reader:
         some = night.experiments if whole is None else whole
         return Told(
             tag=self.home.name,
+            branch=branch_at(self.home.parents[1], self.home.name, night.tip),
             program=history.program(night.program),
             experiments=[
                 history.whole(e) if n in some else history.brief(e) for n, e in sorted(night.experiments.items())
@@ -52,7 +54,8 @@ def told_of(home: Path, brief: bool = False) -> Told | None:
     """All that a report needs of the night in this folder; None: it has not begun. `brief`: without long texts."""
     if is_old(home / "ledger.db"):
         experiments, program, notes = old_night(home)
-        return Told(home.name, program, experiments, ended="a night of version 0.1", look=notes[-5:])
+        known = {"branch": f"research/{home.name}", "ended": "a night of version 0.1", "look": notes[-5:]}
+        return Told(home.name, program, experiments, **known)
     reader = Reader(home)
     reader.read()
     return reader.told(() if brief else None)
