@@ -39,9 +39,8 @@ def test_what_is_written_into_the_compile_cache_counts(room: Room, wall: Sandbox
 
 
 MEMORY = {
-    "written into a file without a name": """
-held = os.memfd_create("x")
-for _ in range(320): os.write(held, bytes(1 << 20))
+    "written into files without a name": """
+for file in [os.memfd_create("x") for _ in range(8)]: os.write(file, bytes(40 << 20))
 """,
     "in files without a name, a page of each mapped": """
 held = []
@@ -69,8 +68,8 @@ def test_memory_counts_wherever_it_lies(room: Room, wall: Sandbox, where: str) -
 
 
 DISK = {
-    "deleted and open": "path = out + '/x'; held = open(path, 'wb'); os.unlink(path)\n"
-    "for _ in range(60): held.write(bytes(1 << 20)); held.flush()",
+    "deleted and open": "held = [open(f'{out}/{n}', 'wb', 0) for n in range(6)]\n"
+    "for n, file in enumerate(held): os.unlink(f'{out}/{n}'); file.write(bytes(10 << 20))",
     "deleted and mapped": "path = out + '/x'; file = open(path, 'w+b'); file.write(bytes(49 << 20)); file.flush()\n"
     "held = mmap.mmap(file.fileno(), 0); os.unlink(path); file.close()\nopen(path, 'wb').write(bytes(9 << 20))",
     "deeper than any path": "os.chdir(out)\nfor _ in range(30): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
