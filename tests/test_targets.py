@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def test_the_environment_that_python_names_goes_before_what_lies_in_the_project(
     for named in ("../other", str(tmp_path / "other/bin/python")):
         found = find_environment(project, project, named)
         assert found and found.prefix == str(tmp_path / "other") and found.kind == "VIRTUAL_ENV"
-        assert str(Path(sys.base_prefix)) in found.packages or sys.base_prefix == "/usr"
+        assert sysconfig.get_path("stdlib") in found.packages or sys.base_prefix == "/usr"
     with pytest.raises(Failure, match="python: nowhere in program.md is no interpreter"):
         find_environment(project, project, "nowhere")
 
