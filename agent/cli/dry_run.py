@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from genai_prices import Usage
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -113,7 +112,9 @@ def trial_seconds(root: Path, program: Program, budget: Budget) -> tuple[float, 
 
 
 def dollars_of_call(proposer: Proposer, tokens: int) -> float | None:
-    from agent.propose.llm import ApiProposer  # its SDKs take seconds to load, and only this needs it
+    from genai_prices import Usage  # these take long to load, and only this needs them
+
+    from agent.propose.llm import ApiProposer
 
     if isinstance(proposer, ApiProposer):
         return proposer.usd(Usage(input_tokens=tokens, output_tokens=REPLY))
