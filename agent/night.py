@@ -144,8 +144,8 @@ class Night(Standing):
         if event.call != call:
             raise OutOfOrder(f"call {event.call} after {call} calls")
         if event.kind == "first" and number not in night.experiments:
-            if number != len(night.experiments):
-                raise OutOfOrder(f"experiment {number} after {len(night.experiments)}")
+            if number != len(night.experiments) or night.baseline_failed:
+                raise OutOfOrder(f"experiment {number} after {len(night.experiments)}, or without a baseline")
             new = Experiment(number=number, parent=event.parent, created=event.at)
             undecided = (*night.undecided, number)
             night = replace(night, experiments={**night.experiments, number: new}, undecided=undecided)

@@ -19,8 +19,8 @@ from agent.propose.templates import Templates, one_line
 from agent.protocols import Request
 from agent.records import Experiment, Turn
 
-RECENT = 15  # experiments told in detail
 HISTORY_TOKENS = 6_000  # for the whole history, newest first
+MANY_KEPT = 60  # older kept experiments, of which only number and effect are told where there are more
 REPLY_CHARACTERS = 60_000  # of a reply that goes back to its author
 PLATEAU = 5  # experiments without a keep before the prompt asks for something else
 CHARACTERS_PER_TOKEN = 3.5  # the fallback where tiktoken's file is not on this machine
@@ -110,8 +110,9 @@ def _values(
     done = [e for e in history if e.verdict]
     kept = [i for i, e in enumerate(done) if e.verdict and e.verdict.kept]
     incumbent = done[kept[-1]] if kept else None
+    baseline = next((e for e in done if e.number == 0), None)
     since = done[kept[-1] + 1 :] if kept else done
-    detailed, older_kept, older_failed = _split(done, history_tokens)
+    older_failed, older_kept, newer = _table(done, history_tokens)
     return {
         "number": number,
         "program": program,
@@ -119,13 +120,13 @@ def _values(
         "noise": facts.get("noise"),
         "facts": {name: value for name, value in facts.items() if name != "noise" and value is not None},
         "categories": CATEGORIES,
-        "baseline": next((e for e in done if e.number == 0), None),
+        "baseline": baseline,
         "incumbent": incumbent,
-        "numbers": _numbers(incumbent) if incumbent else {},
+        "numbers": _numbers(incumbent, baseline) if incumbent else {},
         "previous": done[-1] if done and done[-1].number > 0 else None,
-        "detailed": detailed,
-        "older_kept": older_kept,
         "older_failed": older_failed,
+        "older_kept": older_kept,
+        "newer": newer,
         "plateau": len(since) if len(since) >= PLATEAU else 0,
         "since": Counter(e.proposal.category for e in since if e.proposal).most_common(),
         "untried": sorted(set(CATEGORIES) - {e.proposal.category for e in since if e.proposal} - {"other"}),
@@ -141,35 +142,54 @@ def _answered(
     return request.model_copy(update={"turns": request.turns + turns})
 
 
-def _split(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str], list[str]]:
-    """The history in at most `room` tokens, as lines, oldest first: recent experiments in detail, older kept ones,
-    older failed ones by category."""
-    detailed: list[str] = []
-    kept: list[str] = []
+def _table(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str], list[str]]:
+    """The history in about `room` tokens, as lines: older experiments by category, older ones that were kept, and all
+    newer ones, oldest first.
+
+    A line is never changed while it stands, so that what a provider has cached of the prompt before holds. Where there
+    is no room for one more, so many of the oldest give way that half of it is free: that happens rarely.
+    """
+    tried = [e for e in done if e.number > 0]
+    lines = [_line(e) for e in tried]
+    costs, first, used = [_cost(line) for line in lines], 0, 0.0
+    for end, cost in enumerate(costs, 1):
+        used += cost
+        if used > room:
+            left = sum(costs[first:end])
+            while first < end and left > room / 2:
+                left -= costs[first]
+                first += 1
+            short = sum(_cost(line) for part in _older(tried[:first]) for line in part)
+            used = min(left + short, 0.75 * room)  # however many were kept
+    return *_older(tried[:first]), lines[first:]
+
+
+def _older(experiments: Sequence[Experiment]) -> tuple[list[str], list[str]]:
+    """What is left of them: sums by category, and a short line for each that was kept."""
     failed: dict[str, list[Experiment]] = {}
-    for experiment in reversed([e for e in done if e.number > 0]):
-        recent = len(detailed) < RECENT and not kept and not failed
-        line = _line(experiment, detail=recent)
-        cost = estimate_tokens(line) + 1
-        if recent and cost <= room:
-            detailed.append(line)
-        elif experiment.verdict and experiment.verdict.kept and cost <= room:
-            kept.append(line)
-        else:
-            failed.setdefault(_category(experiment), []).append(experiment)
-            continue
-        room -= cost
+    kept = [e for e in experiments if e.verdict and e.verdict.kept]
+    for e in experiments:
+        if e not in kept:
+            failed.setdefault(_category(e), []).append(e)
     groups = [_group(category, group) for category, group in sorted(failed.items())]
-    return detailed[::-1], kept[::-1], groups
+    if len(kept) > MANY_KEPT:
+        return groups, [", ".join(f"#{e.number} {e.verdict.effect or 0:+.2g}" for e in kept if e.verdict)]
+    return groups, [_line(e, 80) for e in kept]
 
 
-def _line(e: Experiment, detail: bool) -> str:
-    """One experiment in one line: number, verdict, category, hypothesis; in detail also numbers and the reason."""
+@lru_cache(maxsize=4096)
+def _cost(line: str) -> int:
+    return estimate_tokens(line) + 1
+
+
+def _line(e: Experiment, limit: int = 160) -> str:
+    """One experiment in one line: number, verdict, metric, effect, category, hypothesis; where it was worse by what is
+    told by these, without its reason."""
     assert e.verdict is not None
     metric = "" if e.verdict.metric is None else f", {e.verdict.metric:.6g}"
     effect = "" if e.verdict.effect is None else f" (effect {e.verdict.effect:+.2g})"
-    line = f"#{e.number} {e.verdict.kind}{metric}{effect} [{_category(e)}] "
-    return line + one_line(e.label, 300 if detail else 120) + (f" -- {one_line(e.verdict.reason)}" if detail else "")
+    why = "" if e.verdict.effect is not None else f" -- {one_line(e.verdict.reason, 120)}"
+    return f"#{e.number} {e.verdict.kind}{metric}{effect} [{_category(e)}] {one_line(e.label, limit)}{why}"
 
 
 def _category(experiment: Experiment) -> str:
@@ -183,13 +203,15 @@ def _group(category: str, experiments: Sequence[Experiment]) -> str:
     return f"{category}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + best
 
 
-def _numbers(experiment: Experiment) -> dict[str, float]:
-    """What the incumbent's last measurement printed besides the metric; held-out test figures never."""
-    last = experiment.measurements[-1] if experiment.measurements else None
-    hidden = set(experiment.test_numbers or {})
-    numbers = last.numbers if last else {}
-    shown = [k for k in numbers if k not in hidden and "test" not in k.lower().split("_")]
-    return {k: numbers[k] for k in shown[:16]}
+def _numbers(incumbent: Experiment, baseline: Experiment | None) -> dict[str, float]:
+    """What the incumbent's last measurement printed besides the metric, under names that the evaluation, or the
+    unchanged program, printed too: a name is text as well. Held-out test figures never."""
+    last = incumbent.measurements[-1] if incumbent.measurements else None
+    hidden = set(incumbent.test_numbers or {})
+    known = {name for m in (baseline.measurements if baseline else ()) for name in m.numbers}
+    known |= set(last.evaluated or ()) if last else set()
+    numbers = {k: v for k, v in (last.numbers if last else {}).items() if k in known and k not in hidden}
+    return {k: numbers[k] for k in [k for k in numbers if "test" not in k.lower().split("_")][:16]}
 
 
 @lru_cache(maxsize=1)
