@@ -135,6 +135,8 @@ class Night(Standing):
         return replace(self, experiments={0: baseline}, undecided=(0,), tried={event.fingerprint: 0})
 
     def on_BaselineFailed(self, event: ev.BaselineFailed) -> Night:
+        if len(self.experiments) > 1:
+            raise OutOfOrder("the baseline fails after it was built on")
         self.need(0, "measured", "trials")  # once it ended at the first trial that failed
         return replace(self, baseline_failed=event.reason)
 

@@ -30,15 +30,8 @@ def examples(tmp_path: Path) -> Path:
     return copied
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "config",
-        "autoresearch",
-        pytest.param("digits", marks=pytest.mark.slow),
-        pytest.param("speed", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
 def test_an_example_runs_and_keeps_what_is_better(examples: Path, tmp_path: Path, name: str):
     if name == "digits":
         pytest.importorskip("sklearn", reason="scikit-learn is not installed: pip install scikit-learn")

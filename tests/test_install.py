@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import make_repository
 from test_loop import PROGRAM, TRAIN, block, environment, write_replies
 
@@ -43,6 +44,7 @@ def lives_elsewhere(target: Path, tmp_path: Path) -> None:
     assert (tmp_path / "night.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_a_wheel_holds_the_prompts_the_page_and_the_command(tmp_path: Path) -> None:
     """Built from a copy, as a build leaves folders behind."""
     sources = tmp_path / "sources"

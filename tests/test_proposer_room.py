@@ -136,6 +136,7 @@ def test_what_does_not_start_or_fails_there_says_how_to_go_on(
         broken.enclosure.check(broken.argv)
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_ended_with_all_that_it_started(wall: Sandbox, tmp_path: Path) -> None:  # noqa: F811
     mark = f"overnight-{os.getpid()}-{tmp_path.name}"
     code = f"""
