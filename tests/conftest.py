@@ -20,7 +20,7 @@ for stopping, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIG
         signal.signal(stopping, usual)
 
 
-LONGEST = ("test_own_program.py", "test_evaluation.py", "test_loop.py")
+LONGEST = ("test_own_program.py", "test_evaluation.py", "test_loop.py", "test_targets.py", "test_keeping.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

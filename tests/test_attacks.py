@@ -42,6 +42,7 @@ SHARPEST = [
 """One of each kind, for the fast suite; `python -m bench.attack` and the slow tests run them all."""
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_sharpest_attacks_are_blocked_and_do_succeed_without_a_sandbox() -> None:
     chosen = attacks(SHARPEST)

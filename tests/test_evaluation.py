@@ -95,6 +95,7 @@ def assert_measured(found: dict) -> None:
     assert found["canary_bits"] > 8.9  # log2 of 511 is 8.997
 
 
+@pytest.mark.slow
 def test_honest_models_are_measured_and_leaks_are_refused(first: dict[str, dict]) -> None:
     assert_measured(first["softmax"])
     assert "not causal" in first["non_causal"]["violation"]
@@ -142,6 +143,7 @@ def test_probes_never_show_what_a_later_one_asks_for() -> None:
         assert (probe.inputs[number, at:] == tails[number, at:]).all()
 
 
+@pytest.mark.slow
 def test_what_is_claimed_decides_how_many_probes_there_are(first: dict[str, dict], saved: Saved) -> None:
     """An evaluation that is told the incumbent's value probes deeply enough for the gain that it sees."""
     few, found = first["softmax"], saved[1]
@@ -171,6 +173,7 @@ def evaluate_with(env: dict[str, str | Path], folder: Path, first_lines: str) ->
     return run("prepare.py", "evaluate", cwd=folder, **env)
 
 
+@pytest.mark.slow
 def test_code_that_replaces_functions_changes_no_number(saved: Saved, tmp_path: Path) -> None:
     env, measured = saved
     patch = (
@@ -186,6 +189,7 @@ def test_code_that_replaces_functions_changes_no_number(saved: Saved, tmp_path: 
     assert "0.1\n" not in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["import os\nos._exit(0)\n", "raise SystemExit(0)\n"])
 def test_code_that_prints_a_number_and_leaves_gets_none(
     saved: Saved, tmp_path: Path, ending: str
@@ -196,6 +200,7 @@ def test_code_that_prints_a_number_and_leaves_gets_none(
     assert "the model cannot be run" in done.stderr
 
 
+@pytest.mark.slow
 def test_violations_exit_with_3_and_say_why_last(saved: Saved, tmp_path: Path) -> None:
     peek = "import torch\n_roll = torch.Tensor.roll\n"
     code = "class Peek(Tiny):\n    def forward(self, tokens):\n        return super().forward(_roll(tokens, -1, 1))\n"
@@ -210,6 +215,7 @@ def test_violations_exit_with_3_and_say_why_last(saved: Saved, tmp_path: Path) -
     assert "val_bpb" not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_model_that_works_long_at_load_is_refused(saved: Saved, tmp_path: Path) -> None:
     """The harness tells how long the incumbent's took; what it did in that time must have been training."""
     env, measured = saved
@@ -219,6 +225,7 @@ def test_a_model_that_works_long_at_load_is_refused(saved: Saved, tmp_path: Path
     assert done.stdout.splitlines()[-1].startswith("violation: loading the model took longer than 0.01 s")
 
 
+@pytest.mark.slow
 def test_the_model_runs_behind_the_given_command(saved: Saved, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     prefix = json.dumps(["sh", "-c", f'echo run >> {seen}; exec "$@"', "sh"])

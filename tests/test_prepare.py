@@ -310,6 +310,7 @@ def test_a_night_keeps_its_data_whatever_is_prepared_meanwhile(tmp_path: Path, s
     assert gone.returncode == 2 and "no data 0123 under" in gone.stderr and "Traceback" not in gone.stderr
 
 
+@pytest.mark.slow
 def test_a_model_that_was_trained_on_other_data_is_not_evaluated(tmp_path: Path, source: Path) -> None:
     mine = values(build(tmp_path, source))
     env = {"OVERNIGHT_CACHE": tmp_path, "RESEARCH_OUTPUT": tmp_path / "out"}

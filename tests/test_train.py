@@ -48,6 +48,7 @@ def test_it_learns_and_is_measured(env: Environment, tmp_path: Path) -> None:
     assert 1.0 < summary(measured)["val_bpb"] < untrained - 0.5
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(env: Environment, tmp_path: Path) -> None:
     weights = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
@@ -56,6 +57,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(env: Environm
     assert weights[0] == weights[1] != weights[2]
 
 
+@pytest.mark.slow
 def test_held_out_text_is_not_needed_to_train(env: Environment, tmp_path: Path) -> None:
     heldout = Path(env["OVERNIGHT_CACHE"]) / "heldout"
     heldout.rename(heldout.with_name("hidden"))
@@ -65,6 +67,7 @@ def test_held_out_text_is_not_needed_to_train(env: Environment, tmp_path: Path) 
         heldout.with_name("hidden").rename(heldout)
 
 
+@pytest.mark.slow
 def test_a_budget_in_seconds_ends_the_training(env: Environment, tmp_path: Path) -> None:
     done = run("train.py", **env | {"RESEARCH_OUTPUT": tmp_path, "RESEARCH_BUDGET_SECONDS": "1"})
     assert done.returncode == 0, done.stderr

@@ -150,6 +150,8 @@ def _table(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str],
     is no room for one more, so many of the oldest give way that half of it is free: that happens rarely.
     """
     tried = [e for e in done if e.number > 0]
+    if not room:
+        return _by_category(tried), [], []
     lines = [_line(e) for e in tried]
     costs, first, used = [_cost(line) for line in lines], 0, 0.0
     for end, cost in enumerate(costs, 1):
@@ -166,15 +168,18 @@ def _table(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str],
 
 def _older(experiments: Sequence[Experiment]) -> tuple[list[str], list[str]]:
     """What is left of them: sums by category, and a short line for each that was kept."""
-    failed: dict[str, list[Experiment]] = {}
     kept = [e for e in experiments if e.verdict and e.verdict.kept]
-    for e in experiments:
-        if e not in kept:
-            failed.setdefault(_category(e), []).append(e)
-    groups = [_group(category, group) for category, group in sorted(failed.items())]
+    groups = _by_category([e for e in experiments if e.verdict and not e.verdict.kept])
     if len(kept) > MANY_KEPT:
         return groups, [", ".join(f"#{e.number} {e.verdict.effect or 0:+.2g}" for e in kept if e.verdict)]
     return groups, [_line(e, 80) for e in kept]
+
+
+def _by_category(experiments: Sequence[Experiment]) -> list[str]:
+    groups: dict[str, list[Experiment]] = {}
+    for e in experiments:
+        groups.setdefault(_category(e), []).append(e)
+    return [_group(category, group) for category, group in sorted(groups.items())]
 
 
 @lru_cache(maxsize=4096)
