@@ -20,6 +20,7 @@ from agent.protocols import Request
 from agent.records import Experiment, Turn
 
 HISTORY_TOKENS = 6_000  # for the whole history, newest first
+SUMS = 300  # tokens that the sums by category take, about
 MANY_KEPT = 60  # older kept experiments, of which only number and effect are told where there are more
 REPLY_CHARACTERS = 60_000  # of a reply that goes back to its author
 PLATEAU = 5  # experiments without a keep before the prompt asks for something else
@@ -153,23 +154,27 @@ def _table(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str],
     if not room:
         return _by_category(tried), [], []
     lines = [_line(e) for e in tried]
-    costs, first, used = [_cost(line) for line in lines], 0, 0.0
+    costs = [_cost(line) for line in lines]
+    first, newer, older = 0, 0, SUMS
     for end, cost in enumerate(costs, 1):
-        used += cost
-        if used > room:
-            left = sum(costs[first:end])
-            while first < end and left > room / 2:
-                left -= costs[first]
-                first += 1
-            short = sum(_cost(line) for part in _older(tried[:first]) for line in part)
-            used = min(left + short, 0.75 * room)  # however many were kept
+        newer += cost
+        if newer + min(older, room // 4) <= room:  # however many were kept
+            continue
+        while first < end and newer > room / 2:
+            newer -= costs[first]
+            older += costs[first] if _kept(tried[first]) else 0
+            first += 1
     return *_older(tried[:first]), lines[first:]
+
+
+def _kept(e: Experiment) -> bool:
+    return e.verdict is not None and e.verdict.kept
 
 
 def _older(experiments: Sequence[Experiment]) -> tuple[list[str], list[str]]:
     """What is left of them: sums by category, and a short line for each that was kept."""
-    kept = [e for e in experiments if e.verdict and e.verdict.kept]
-    groups = _by_category([e for e in experiments if e.verdict and not e.verdict.kept])
+    kept = [e for e in experiments if _kept(e)]
+    groups = _by_category([e for e in experiments if not _kept(e)])
     if len(kept) > MANY_KEPT:
         return groups, [", ".join(f"#{e.number} {e.verdict.effect or 0:+.2g}" for e in kept if e.verdict)]
     return groups, [_line(e, 80) for e in kept]
@@ -193,12 +198,16 @@ def _line(e: Experiment, limit: int = 160) -> str:
     assert e.verdict is not None
     metric = "" if e.verdict.metric is None else f", {e.verdict.metric:.6g}"
     effect = "" if e.verdict.effect is None else f" (effect {e.verdict.effect:+.2g})"
-    why = "" if e.verdict.effect is not None else f" -- {one_line(e.verdict.reason, 120)}"
-    return f"#{e.number} {e.verdict.kind}{metric}{effect} [{_category(e)}] {one_line(e.label, limit)}{why}"
+    why = "" if e.verdict.effect is not None else f" -- {short(e.verdict.reason, 120)}"
+    return f"#{e.number} {e.verdict.kind}{metric}{effect} [{_category(e)}] {short(e.label, limit)}{why}"
+
+
+short = lru_cache(maxsize=8192)(one_line)
+"""As one_line; every prompt has the lines of all experiments."""
 
 
 def _category(experiment: Experiment) -> str:
-    return one_line(experiment.proposal.category, 30) if experiment.proposal else "unusable"
+    return short(experiment.proposal.category, 30) if experiment.proposal else "unusable"
 
 
 def _group(category: str, experiments: Sequence[Experiment]) -> str:
