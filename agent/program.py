@@ -144,7 +144,7 @@ class Program(Part):
     run: str = "python train.py"
     """May hold {seed}, {seconds} and {output}, for scripts that take flags; so may `evaluate` and `test`."""
     feed: str | None = None
-    """Hands the training data to `run`, by its stdin (run/feed.py): then `data` is not in the room that trains."""
+    """Hands the training data to the stdin of `run` (run/feed.py); then `data` is not in the room that trains."""
     evaluate: str | None = None
     """Without it the metric is read from the training log."""
     test: str | None = None

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from agent.cli.nights import is_worked_on
 from agent.cli.nights import nights as folders
-from agent.cli.show import Repo, Tag, find_night, how_it_stands, put
+from agent.cli.show import Repo, Tag, find_night, how_it_stands, put, unread
 from agent.errors import Failure
 from agent.finalize import confirmed
 from agent.finalize import finalize as make_branch
@@ -51,6 +51,8 @@ def finalize(
     home = find_night(repo, tag)
     ledger = Ledger(home, readonly=True)
     night, history = ledger.night(), History(ledger.text)
+    if waits := unread(home, night):
+        raise Failure(f"{waits[0]}; then finalize")
     chain = [history.whole(night.experiments[n]) for n in night.kept.values()]
     if len(chain) < 2:
         raise Failure(f"{home.name} has kept nothing beside the baseline: there is nothing to make a branch of")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from agent import live
+from agent import inbox, live
 from agent.cli.nights import is_worked_on, newest, nights
 from agent.errors import Failure
 from agent.history import History
@@ -73,9 +73,11 @@ def report(
     if markdown:
         print(as_markdown(overview), end="")
     else:
+        chain = list(told.night.kept.values()) if told.night else ()
+        look = [*unread(home, told.night), *told.look] if told.night else told.look
         console.print(experiments_table(told.done, told.program))
         console.print()
-        console.print(summary(told.experiments, told.program, told.branch, told.look, *stands))
+        console.print(summary(told.experiments, told.program, told.branch, look, *stands, chain))
     if png:
         put(png, chart.picture(overview))
     if out is None and not markdown:
@@ -133,6 +135,16 @@ def find_night(repo: Path, tag: str | None) -> Path:
     return home
 
 
+def unread(home: Path, night: Night) -> list[str]:
+    """What a person has asked for while no loop works on the night: the next one will find it."""
+    waiting = [] if is_worked_on(home) else [r for r in inbox.unread(home) if night.awaits(r)]
+    return [
+        f"`{r.what}{'' if r.experiment is None else f' {r.experiment}'}` was asked for, and waits for the next start: "
+        f"python -m agent.loop --tag {home.name}"
+        for r in waiting
+    ]
+
+
 def show_summary(home: Path, console: Console) -> None:
     """The table that ends every night."""
     ledger = Ledger(home, readonly=True)
@@ -140,8 +152,9 @@ def show_summary(home: Path, console: Console) -> None:
     if night.program:
         whole = [history.brief(e) for e in night.experiments.values()]
         console.print()
+        notes = [*unread(home, night), *notes_of(night)]
         stands, branch = how_it_stands(home, night), branch_at(home.parents[1], home.name, night.tip)
-        console.print(summary(whole, history.program(night.program), branch, notes_of(night), *stands))
+        console.print(summary(whole, history.program(night.program), branch, notes, *stands, list(night.kept.values())))
     elif not night.starts:
         console.print(f"{home.name} has not begun: nothing is in its journal", markup=False)
 

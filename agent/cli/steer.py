@@ -23,6 +23,7 @@ from agent.night import Night
 from agent.observers.steering import moment, refused, said
 from agent.records import Stoppers
 
+MOST_HOURS = 100_000  # a date of a clock has to come out of them
 LONGEST_SUGGESTION = 4000  # characters: every prompt has to hold it
 Number = Annotated[int, typer.Argument(min=0, help="Number of the experiment, as `status` shows it.")]
 
@@ -171,7 +172,7 @@ def number(name: str, text: str) -> float | int | None:
         value = float(text) if name in ("usd", "hours") else int(text)
     except ValueError:
         value = -1
-    if not 0 < value < float("inf"):
+    if not 0 < value < 1e9 or name == "hours" and value > MOST_HOURS:
         raise Failure(f"--{name} {text} is no limit: give a number above 0, or `none` to lift it")
     return value
 

@@ -42,12 +42,13 @@ def experiments_table(experiments: Sequence[Experiment], program: Program) -> Ta
 
 def summary(
     experiments: Sequence[Experiment], program: Program, branch: str, notes: Sequence[str] = (), ended: str = "",
-    go_on: str = "",
+    go_on: str = "", chain: Sequence[int] = (),
 ) -> Table:  # fmt: skip
     """The morning's table: best, baseline, kept, reverted by reason, time, tokens, dollars, why it ended, what to type
-    and how to `go_on`."""
+    and how to `go_on`. `chain`: the numbers of what was kept, in that order, which may be another than theirs."""
     done = [e for e in experiments if e.verdict]
     kept = [e for e in done if e.verdict and e.verdict.kept and e.number]
+    kept.sort(key=lambda e: chain.index(e.number) if e.number in chain else 0)
     reverted = Counter(e.verdict.kind for e in done if e.verdict and e.verdict.kind not in KEPT)
     baseline = done[0].verdict.metric if done and done[0].verdict else None
     best = kept[-1] if kept else None
