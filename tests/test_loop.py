@@ -56,7 +56,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def night(project: Path, *flags: str, expect: int = 0, **extra: str) -> str:
     ran = subprocess.run(
-        command(project, *flags), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=200
+        command(project, *flags), cwd=ROOT, env=environment(**extra), capture_output=True, text=True, timeout=500
     )
     assert ran.returncode == expect, ran.stdout + ran.stderr
     assert "Traceback" not in ran.stderr
