@@ -193,7 +193,8 @@ class Actions:
             elif silent := self.unreported(night, found):
                 refused = f"program.md limits {silent}, which the incumbent does not report"
             else:
-                return ev.Steered(text=text, program=text, rules=self.rules(found))
+                unseen = bool(requests.not_started(night)) and self.asking.unseen(night, found)
+                return ev.Steered(text=text, program=text, rules=self.rules(found), unseen=unseen)
         return ev.Steered(text=text, refused=f"{refused}; going on with the last good version")
 
     def unreported(self, night: Night, program: Program) -> str | None:

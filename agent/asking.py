@@ -89,6 +89,16 @@ class Asking:
         last = self.history.trial(*(e, [t for t in e.trials if t.measurement][-1]))
         return self.prompts.slip(request, reply, last.measurement.log_tail if last.measurement else "")
 
+    def unseen(self, night: Night, program: Program) -> bool:
+        """Whether the next question would be the same by this program as by the present one."""
+        finished = self.history.finished(night)
+        files, facts = self.repository.read(night.tip, program.edit), self.facts(finished)
+        one, other = (
+            self.prompts.first_request(len(night.experiments), by, files, finished, facts, "")
+            for by in (self.program(night), program)
+        )
+        return (one.system, one.turns) == (other.system, other.turns)
+
     def talk(self, night: Night, number: int, parent: str) -> Request:
         """The talk so far about this experiment; it ends with the last question."""
         e, program = night.experiments[number], self.program(night)

@@ -107,6 +107,8 @@ class Steered(Event):
     program: Hash = ""
     rules: Rules | None = None
     refused: Line = ""
+    unseen: bool = False
+    """Nothing of it stands in a prompt: no proposal would be another one."""
 
 
 class Noted(Event):

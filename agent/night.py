@@ -85,7 +85,8 @@ class Night(Standing):
         if event.refused:
             return replace(self, program_text=event.text, notes=(*self.notes, (event.at, event.refused)))
         night = replace(self, program_text=event.text, program=event.program, rules=event.rules)
-        return requests.ask_again(night, event.at, "the edit of program.md", requests.not_started(night))
+        older = [] if event.unseen else requests.not_started(night)
+        return requests.ask_again(night, event.at, "the edit of program.md", older)
 
     def on_Noted(self, event: ev.Noted) -> Night:
         return replace(self, notes=(*self.notes, (event.at, event.text)))

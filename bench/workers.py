@@ -201,7 +201,8 @@ class SimPrompter:
         first, *others = request.turns
         if len(others) > 2:
             return request.model_copy(update={"turns": (first, *others[2:])})
-        brief = Turn(role="user", text=f"propose briefly {request.suggestion}")
+        text = f"propose #{request.number} briefly; {request.program.direction}; {request.files[FILE]}"
+        brief = Turn(role="user", text=f"{text}; {request.suggestion}")
         return None if first == brief else request.model_copy(update={"turns": (brief, *others)})
 
     def _on(self, request: Request, reply: str, text: str) -> Request:
