@@ -4,23 +4,24 @@ would not understand an older loop, and what it then says would look like the fa
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 
 
-def files() -> dict[str, tuple[int, int]]:
-    """Size and time of each module of this program."""
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in PACKAGE.rglob("*.py")}
+def stamp(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
 
 
-AT_START = files()
+AT_START = {str(path): stamp(str(path)) for path in PACKAGE.rglob("*.py")}
 
 
 def changed() -> str:
     """Why this process can't begin another trial; "" where nothing changed."""
     try:
-        same = files() == AT_START
-    except OSError:  # one went away between the listing and the look
+        same = all(stamp(path) == known for path, known in AT_START.items())
+    except OSError:  # one is gone
         same = False
     return "" if same else "this program was updated while the night ran"
