@@ -163,22 +163,9 @@ class End:
 
 
 Action = (
-    Ask
-    | BeginBaseline
-    | Read
-    | Refuse
-    | Check
-    | Judge
-    | Rebase
-    | Publish
-    | Train
-    | Test
-    | CountAsCrash
-    | GiveUp
-    | Pause
-    | Resume
-    | End
-)
+    Ask | BeginBaseline | Read | Refuse | Check | Judge | Rebase | Publish
+    | Train | Test | CountAsCrash | GiveUp | Pause | Resume | End
+)  # fmt: skip
 
 
 def next_action(night: Night, can: Capacity) -> Action | None:

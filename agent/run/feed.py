@@ -45,9 +45,9 @@ class Feed:
             self._process.stdin.write(b"go\n")
 
     def close(self) -> str:
-        """End it. Why it had ended by itself, before it was done; "" where it had not."""
-        os.close(self.stdin)
+        """End it. Why it had failed, by itself: until here its pipe had a reader; "" where it had not."""
         failed = self._process.poll() not in (None, 0)
+        os.close(self.stdin)
         if self._guarded:
             hang_up(self._process.pid)
         self._tree.kill()

@@ -32,8 +32,11 @@ POINTS = 512  # of the curve; when there are more, every other one is dropped
 NUMBERS = 200  # distinct names that are kept
 LARGEST = 1e100  # of a metric: means and squares of what is larger can't be taken any more
 PATTERN_SECONDS = 5.0  # for the person's own metric pattern on one output
-NO_METRIC = "there is no"  # how the reason begins where nothing gives the metric
 TEXT = 200_000  # characters at the end of the output in which the metric is looked for
+
+
+class NoMetric(ValueError):
+    """Nothing in the output gives the metric: with another seed nothing would either."""
 
 
 class Progress:
@@ -112,7 +115,7 @@ def find_metric(metric: Metric, text: str) -> float:
     found = _by_pattern(metric.pattern, text) if metric.pattern else _by_name(metric.name, text)
     if found is None:
         looked = f"/{metric.pattern}/" if metric.pattern else f"a line `{metric.name}: <number>`"
-        raise ValueError(f"{NO_METRIC} {metric.name} in the output: looked for {looked}")
+        raise NoMetric(f"there is no {metric.name} in the output: looked for {looked}")
     value = number(found)
     if value is None:
         raise ValueError(f"{metric.name} is no number: {found[:80]!r}")

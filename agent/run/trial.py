@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from agent import uptime
 from agent.commands import arguments, filled
+from agent.errors import MachineFault
 from agent.run.advice import advice
 from agent.run.cache import CompileCache, ModuleCache
 from agent.run.device_use import DeviceUse
@@ -34,7 +35,7 @@ from agent.run.feed import READY, Feed
 from agent.run.leftovers import remove
 from agent.run.log import Log
 from agent.run.process import Cancel, Ended, Limit, run_process
-from agent.run.progress import NO_METRIC, Progress, explain_exit, find_metric
+from agent.run.progress import NoMetric, Progress, explain_exit, find_metric
 from agent.run.rooms import make_room
 from agent.run.sandbox import Room, Sandbox
 from agent.run.task import Task
@@ -89,7 +90,8 @@ class Job:
 
 
 def measure(job: Job) -> dict[str, Any]:
-    """Train and evaluate: the fields of a records.Measurement. Raises MachineFault where the GPU does not answer."""
+    """Train and evaluate: the fields of a records.Measurement. Raises MachineFault where the GPU does not answer, or
+    what feeds the training fails."""
     task = job.task
     try:
         if job.cancel.asked:
@@ -108,7 +110,7 @@ def measure(job: Job) -> dict[str, Any]:
         try:
             metric = find_metric(task.metric, text)
         except ValueError as error:
-            job.found["certain"] = str(error).startswith(NO_METRIC)
+            job.found["certain"] = isinstance(error, NoMetric)
             raise Bad("crash", str(error)) from None
         if missing := unreported(job):
             job.found["certain"] = True
@@ -147,7 +149,7 @@ def test(job: Job) -> dict[str, float]:
 
 
 def train(job: Job) -> None:
-    """Fills job.found but for the metric; `text` is what was printed. Raises Bad."""
+    """Fills job.found but for the metric; `text` is what was printed. Raises Bad, and MachineFault."""
     task, slack = job.task, job.task.slack
     fill(job, "tree", () if task.feed else task.data)
     for folder in (task.output, task.folder / "compiled"):
@@ -163,7 +165,7 @@ def train(job: Job) -> None:
 
     def on_line(line: str) -> None:
         waiting = not progress.began
-        if feed and waiting and line == READY:
+        if feed and line == READY:
             progress.begin()
             feed.go()
         progress.feed(line)
@@ -195,7 +197,9 @@ def train(job: Job) -> None:
     )
     if progress.diverged and ended.stopped != "interrupted":
         raise Bad("crash", progress.diverged)
-    if ended.code and unfed:
+    if unfed and task.experiment:  # whatever was trained, it was on less than the budget allows
+        raise MachineFault(unfed)
+    if unfed:
         raise Bad("crash", unfed)
     check_end(ended, job.log.tail, task=task)
     if not use.seen:
