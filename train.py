@@ -14,6 +14,10 @@ al. 2025) and cautious weight decay (Chen et al. 2025), AdamW for the rest.
 
 from __future__ import annotations
 
+import gc
+
+gc.disable()  # a fifth of what the imports take, and pauses between steps
+
 import json
 import math
 import os
@@ -56,7 +60,7 @@ QK_SCALE = 1.15  # queries and keys are unit vectors times this (times HEAD_SIZE
 COPY_RUNS = (2, 5)  # what followed the last run of so many equal tokens in the row is offered to the model
 VALUE_EMBED_EVERY = 2  # every so many blocks the token's own value vector is added in attention
 GATE_CHANNELS = 32  # channels that the gates of smearing and of value embeddings see
-BACKOUT = 0.6  # the share of the depth after which the stream is noted, to be taken out before the output layer
+BACKOUT = 0.6  # the share of the stages after which the stream is noted, to be taken out before the output layer
 LOGIT_CAP = 15.0  # logits are bent smoothly into plus or minus this
 
 # The optimizers. Rates are peaks; Muon's is above.
@@ -157,6 +161,20 @@ class Block(nn.Module):
         return x + self.down(F.relu(self.up(norm(x))).square())
 
 
+class Stage(nn.Module):
+    """VALUE_EMBED_EVERY blocks, the last with value embeddings. What is compiled for one stage serves all."""
+
+    def __init__(self, config: Config, depth: int):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(config, i == config.value_embed_every - 1) for i in range(depth))
+        self.scales = nn.Parameter(torch.empty(depth, 3))  # of the stream, the token, and pairs with copies
+
+    def forward(self, x: Tensor, x0: Tensor, extra: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        for block, scales in zip(self.blocks, self.scales.to(x.dtype), strict=True):
+            x = block(x, x0, extra, scales, tokens, cos, sin)
+        return x
+
+
 def run_keys(tokens: Tensor, length: int) -> Tensor:
     """Hashes (B, T) of the runs of `length` tokens that end at each position; a row is led by tokens of number 0."""
     key = torch.zeros_like(tokens)
@@ -174,10 +192,9 @@ def copied(tokens: Tensor, length: int, nothing: int) -> Tensor:
     return torch.where(before < 0, nothing, tokens.gather(1, before + 1))
 
 
-ZEROS_AT_FIRST = ("out.weight", "down.weight", "head.weight", "trust.weight", "gate.weight")
+class Entrance(nn.Module):
+    """The embeddings of the tokens, each with a little of the one before; and of pairs and copied tokens."""
 
-
-class GPT(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
@@ -185,14 +202,53 @@ class GPT(nn.Module):
         self.smear_gate = Linear(config.gate_channels, 1)
         self.pairs = nn.Embedding(config.pair_slots, config.width)
         self.copies = nn.ModuleList(nn.Embedding(config.vocab_size + 1, config.width) for _ in config.copy_runs)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Tokens (B, T) -> the stream and what is added to it, (B, T, width); the copied tokens (B, T), vocab_size
+        where there is none."""
+        dtype = torch.bfloat16 if tokens.is_cuda else torch.float32
+        x = norm(self.embed(tokens).to(dtype))
+        gate = torch.tanh(self.smear_gate(x[..., : self.config.gate_channels]))
+        x = norm(x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1])
+        extra = self.pairs(run_keys(tokens, 2) % self.config.pair_slots)
+        found = [copied(tokens, length, self.config.vocab_size) for length in self.config.copy_runs]
+        for token, table in zip(found, self.copies, strict=True):
+            extra = extra + table(token)
+        return x, extra.to(dtype), found
+
+
+class Exit(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.backout = nn.Parameter(torch.empty(()))
         self.trust = Linear(config.width, len(config.copy_runs))
-        every = config.value_embed_every
-        self.blocks = nn.ModuleList(Block(config, i % every == every - 1) for i in range(config.depth))
         self.head = Linear(config.width, config.vocab_size)
+
+    def forward(self, x: Tensor, noted: Tensor, found: list[Tensor], targets: Tensor | None) -> Tensor:
+        """Logits (B, T, vocab), float32; with targets (B, T) the mean cross-entropy in nats."""
+        x = norm(x - self.backout.to(x.dtype) * noted)
+        for token, trust in zip(found, self.trust(x).unbind(-1), strict=True):  # towards the copied token's logit
+            known = token < self.config.vocab_size
+            x = x + (trust * known)[..., None] * F.embedding(token * known, self.head.weight).to(x.dtype)
+        logits = self.head(x).float()
+        logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
+        return logits if targets is None else F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
+
+
+ZEROS_AT_FIRST = ("out.weight", "down.weight", "head.weight", "trust.weight", "gate.weight")
+PAIRS_AND_COPIES = ("entrance.pairs", "entrance.copies")
+
+
+class GPT(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.entrance, self.exit = Entrance(config), Exit(config)
+        every = config.value_embed_every
+        self.stages = nn.ModuleList(Stage(config, min(every, config.depth - i)) for i in range(0, config.depth, every))
         self.cos: Tensor
         self.sin: Tensor
-        self.scales = nn.Parameter(torch.empty(config.depth, 3))  # of the stream, the token, and pairs with copies
-        self.backout = nn.Parameter(torch.empty(()))
         self.register_buffer("cos", torch.empty(config.context, 1, config.head_size // 2), persistent=False)
         self.register_buffer("sin", torch.empty_like(self.cos), persistent=False)
 
@@ -203,49 +259,29 @@ class GPT(nn.Module):
         angle = torch.outer(torch.arange(self.config.context), frequency)[:, None]
         self.cos.copy_(angle.cos())
         self.sin.copy_(angle.sin())
-        self.backout.fill_(0.2)
-        self.scales.copy_(torch.tensor([1.0, 0.1, 0.05]))
         for name, p in self.named_parameters():
-            if name.endswith(ZEROS_AT_FIRST) or name.startswith(("pairs", "copies")):
+            if name.endswith("scales"):
+                p.copy_(torch.tensor([1.0, 0.1, 0.05]).expand_as(p))
+            elif name == "exit.backout":
+                p.fill_(0.2)
+            elif name.endswith(ZEROS_AT_FIRST) or name.startswith(PAIRS_AND_COPIES):
                 nn.init.zeros_(p)
             elif name.endswith("embed.weight"):
                 nn.init.normal_(p, std=1.0)
-            elif p.ndim == 2 and name != "scales":
+            else:
                 nn.init.uniform_(p, -((3 / p.size(1)) ** 0.5), (3 / p.size(1)) ** 0.5)
         return self
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T) -> logits (B, T, vocab), float32."""
-        found = [copied(tokens, length, self.config.vocab_size) for length in self.config.copy_runs]
-        x0, extra = self.enter(tokens, found)
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Tokens (B, T) -> logits (B, T, vocab), float32; with targets (B, T) the mean cross-entropy in nats."""
+        x0, extra, found = self.entrance(tokens)
         cos, sin = self.cos[: tokens.size(1)].to(x0.dtype), self.sin[: tokens.size(1)].to(x0.dtype)
-        x, noted, scales = x0, x0, self.scales.to(x0.dtype)
-        for i, block in enumerate(self.blocks):
-            x = block(x, x0, extra, scales[i], tokens, cos, sin)
-            if i == int(self.config.backout * self.config.depth):
+        x, noted = x0.clone(), x0  # a copy, since a stage would be compiled anew where both are one
+        for i, stage in enumerate(self.stages):
+            x = stage(x, x0, extra, tokens, cos, sin)
+            if i == int(self.config.backout * len(self.stages)):
                 noted = x
-        x = norm(x - self.backout.to(x.dtype) * noted)
-        for token, trust in zip(found, self.trust(x).unbind(-1), strict=True):  # towards the copied token's logit
-            known = token < self.config.vocab_size
-            x = x + (trust * known)[..., None] * F.embedding(token * known, self.head.weight).to(x.dtype)
-        logits = self.head(x).float()
-        return self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
-
-    def enter(self, tokens: Tensor, found: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The embeddings of the tokens, each with a little of the one before; and of pairs and copied tokens."""
-        dtype = torch.bfloat16 if tokens.is_cuda else torch.float32
-        x = norm(self.embed(tokens).to(dtype))
-        gate = torch.tanh(self.smear_gate(x[..., : self.config.gate_channels]))
-        x = norm(x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1])
-        extra = self.pairs(run_keys(tokens, 2) % self.config.pair_slots)
-        for token, table in zip(found, self.copies, strict=True):
-            extra = extra + table(token)
-        return x, extra.to(dtype)
-
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats of targets (B, T)."""
-        logits = self(tokens)
-        return F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
+        return self.exit(x, noted, found, targets)
 
     def flops_per_token(self) -> float:
         """Forward and backward: 6 a matrix weight, and attention as 12 x width x context, causal skips not deducted."""
@@ -315,25 +351,25 @@ class Muon:
     def step(self, lr: float, decay: float) -> None:
         self.lr.fill_(lr)
         self.decay.fill_(decay)
-        for group, *state, parts in zip(self.groups, self.stacks, self.momentum, self.second, self.parts, strict=True):
-            grad = torch.stack([p.grad for p in group if p.grad is not None])
-            self.update(grad, *state, parts, self.lr, self.decay)  # pyright: ignore[reportCallIssue]
+        grads = [torch.stack([p.grad for p in group if p.grad is not None]) for group in self.groups]
+        self.update(grads, self.stacks, self.momentum, self.second, self.parts, self.lr, self.decay)
 
 
-def muon_update(grad: Tensor, matrices: Tensor, momentum: Tensor, second: Tensor, parts: int, lr: Tensor,
-                decay: Tensor) -> None:
-    """One step of a stack of equal matrices. Each is `parts` matrices side by side (queries, keys, values)."""
-    momentum.lerp_(grad, 1 - MOMENTUM)
-    update = grad.lerp(momentum, MOMENTUM)
-    n, rows, columns = update.shape
-    if CUDA:
-        update = update.bfloat16()
-    update = orthogonalize(update.view(n * parts, rows // parts, columns)).view(n, rows, columns).float()
-    second.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - BETA2)
-    scaled = update * (second + 1e-10).rsqrt()
-    scaled = scaled * (update.norm(dim=(-2, -1), keepdim=True) / (scaled.norm(dim=(-2, -1), keepdim=True) + 1e-10))
-    scaled = scaled * max(1.0, rows / parts / columns) ** 0.5
-    matrices.sub_(lr * (scaled + decay * matrices * (scaled * matrices > 0)))  # decay only where it agrees
+def muon_update(grads: list[Tensor], stacks: list[Tensor], momenta: list[Tensor], seconds: list[Tensor],
+                parts: list[int], lr: Tensor, decay: Tensor) -> None:
+    """One step of stacks of equal matrices, each of which is `parts` side by side (queries, keys, values)."""
+    for grad, matrices, momentum, second, n in zip(grads, stacks, momenta, seconds, parts, strict=True):
+        momentum.lerp_(grad, 1 - MOMENTUM)
+        update = grad.lerp(momentum, MOMENTUM)
+        shape, rows, columns = update.shape, update.size(1) // n, update.size(2)
+        if CUDA:
+            update = update.bfloat16()
+        update = orthogonalize(update.view(-1, rows, columns)).view(shape).float()
+        second.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - BETA2)
+        scaled = update * (second + 1e-10).rsqrt()
+        scaled = scaled * (update.norm(dim=(-2, -1), keepdim=True) / (scaled.norm(dim=(-2, -1), keepdim=True) + 1e-10))
+        scaled = scaled * max(1.0, rows / columns) ** 0.5
+        matrices.sub_(lr * (scaled + decay * matrices * (scaled * matrices > 0)))  # decay only where it agrees
 
 
 def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
@@ -342,12 +378,12 @@ def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
     for name, p in model.named_parameters():
         if name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")):
             stacks.setdefault((3 if "qkv" in name else 1, *p.shape), []).append(p)
-        elif name.startswith(("pairs", "copies")):
+        elif name.startswith(PAIRS_AND_COPIES):
             pairs.append(p)
         elif name.endswith("embed.weight"):
             embeds.append(p)
         else:
-            (scalars if name in ("scales", "backout") else heads).append(p)
+            (scalars if name.endswith(("scales", "backout")) else heads).append(p)
     muon = Muon(list(stacks.values()), [parts for parts, *_ in stacks])
     groups = [
         {"params": embeds, "lr": EMBED_LR, "weight_decay": EMBED_DECAY},
@@ -374,7 +410,9 @@ class Trainer:
     def __init__(self, config: Config, device: str):
         self.model = new_model(config, device)
         self.muon, self.adam = make_optimizers(self.model)
-        self.loss_of = torch.compile(self.model.loss, dynamic=False) if CUDA else self.model.loss
+        if CUDA:
+            for part in (self.model.entrance, *self.model.stages, self.model.exit):
+                part.compile(dynamic=False)
         self.steps = 0
 
     def compile(self, batch: Tensor) -> None:
@@ -388,7 +426,7 @@ class Trainer:
 
     def step(self, batch: Tensor, share: float) -> Tensor:
         """One update from rows (B, T + 1), at `share` of the peak rates; the loss before it."""
-        loss = self.loss_of(batch[:, :-1], batch[:, 1:])
+        loss = self.model(batch[:, :-1], batch[:, 1:])
         loss.backward()
         for group in self.adam.param_groups:
             group["lr"] = group["peak"] * share

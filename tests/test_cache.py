@@ -36,10 +36,10 @@ def test_what_was_compiled_serves_the_same_commit_and_what_is_built_on_it(tmp_pa
     other = lab.job(COMPILES, program)
     assert found(other) == 0, "another experiment starts cold"
     child = lab.job(COMPILES, program)
-    assert found(child, builds_on=1) == 1, "what is built on it starts from its entries"
+    assert found(child, builds_on=1) == 2, "what is built on it starts from the entries of both trials"
     lab.executor.discard(2)
     assert found(lab.job(COMPILES, program), builds_on=2) == 0, "what was not kept leaves nothing"
-    assert found(lab.job(COMPILES, program), builds_on=1) == 1
+    assert found(lab.job(COMPILES, program), builds_on=1) == 2
 
 
 # The evaluation starts with an empty cache: it fails where it finds anything.
@@ -62,15 +62,17 @@ def test_only_plain_files_of_a_bounded_size_are_taken_over(tmp_path):
     assert not list((tmp_path / "none").rglob("*"))
 
 
-def test_an_experiment_keeps_the_entries_of_its_first_trial(tmp_path):
+def test_what_a_later_trial_compiles_is_added_and_what_was_there_stays(tmp_path):
     cache, place = CompileCache(tmp_path / "compiled"), Path("/tmp/compiled")
     for number in (1, 2):
-        (tmp_path / str(number)).mkdir()
-        (tmp_path / str(number) / "entry").write_text(str(number))
+        write(tmp_path / str(number) / "entry", str(number))
+        write(tmp_path / str(number) / "group" / f"kernel{number}", "code")
         cache.take(7, place, tmp_path / str(number))
     lent = tmp_path / "lent"
     cache.lend(8, 7, place, lent)
     assert (lent / "entry").read_text() == "1"
+    assert sorted(path.name for path in (lent / "group").iterdir()) == ["kernel1", "kernel2"]
+    assert len(list((tmp_path / "compiled" / "7").iterdir())) == 1, "no half-made copy is left"
     cache.lend(8, 7, Path("/elsewhere"), tmp_path / "other")
     assert not (tmp_path / "other").exists(), "entries hold paths, so they serve at one place only"
 

@@ -112,7 +112,7 @@ def served(env: Environment, monkeypatch: pytest.MonkeyPatch) -> training.prepar
 def test_what_is_copied_has_its_say_in_two_ways(trained: training.Trainer, served: training.prepare.TrainData) -> None:
     """As an embedding that the blocks see, and as a nudge towards the copied token's logit."""
     model, tokens = trained.model, torch.from_numpy(next(served.batches(2)))[:, :-1]
-    for left_out in [model.trust], model.copies:
+    for left_out in [model.exit.trust], model.entrance.copies:
         weights = [layer.weight.clone() for layer in left_out]
         with torch.no_grad():
             before = model(tokens)

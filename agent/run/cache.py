@@ -36,16 +36,21 @@ class CompileCache:
                 return
 
     def take(self, experiment: int, place: Path, made: Path) -> None:
-        """Save a working trial's entries for its experiment's next trials, unless they have them already."""
+        """Save what a working trial compiled and its experiment's trials before it did not. A later one compiles a few
+        kernels more, where what the first one had tried out is found in the cache."""
         folder = self._folder(experiment, place)
-        if folder.is_dir():
+        if folder.is_dir() and all((folder / path).exists() for path, _ in plain_files(made)):
             return
-        part = folder.with_name(f"{folder.name}.{os.getpid()}")  # two trials of an experiment may end at once
-        copy_plain(made, part)
+        part, old = (folder.with_name(f"{folder.name}.{os.getpid()}{end}") for end in ("", ".old"))
         part.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # the other one was first
+        copy_plain(folder, part)
+        copy_plain(made, part, MOST_BYTES - sum(about.st_size for _, about in plain_files(part)))
+        with contextlib.suppress(OSError):  # whole or not at all; two trials of an experiment may end at once
+            if folder.is_dir():
+                folder.rename(old)
             part.rename(folder)
         shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
     def forget(self, experiment: int) -> None:
         shutil.rmtree(self._home / str(experiment), ignore_errors=True)
@@ -103,25 +108,34 @@ def python_folders() -> list[str]:
 
 
 def copy_plain(source: Path, target: Path, most_bytes: int = MOST_BYTES) -> None:
-    """Copy what a trial has made: plain files only, no links followed, no odd names or depths, `most_bytes` at most."""
-    waiting, left = [(source, target, 0)], most_bytes
+    """Copy the plain files that `target` lacks, `most_bytes` at most."""
+    for path, about in plain_files(source):
+        to = target / path
+        if to.exists():
+            continue
+        most_bytes -= about.st_size
+        if most_bytes < 0:
+            return
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / path, to, follow_symlinks=False)
+        os.chmod(to, about.st_mode & 0o755 | 0o644)
+
+
+def plain_files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """The paths, relative to `folder`, of the plain files below it; no links are followed, and no odd depths."""
+    waiting = [(folder, 0)]
     while waiting:
-        folder, to, depth = waiting.pop()
+        inside, depth = waiting.pop()
         try:
-            entries = list(os.scandir(folder))
+            entries = list(os.scandir(inside))
         except OSError:
             continue
         for entry in entries:
-            mode = entry.stat(follow_symlinks=False).st_mode
-            if stat.S_ISDIR(mode) and depth < DEEPEST:
-                waiting.append((folder / entry.name, to / entry.name, depth + 1))
-            elif stat.S_ISREG(mode):
-                left -= entry.stat(follow_symlinks=False).st_size
-                if left < 0:
-                    return
-                to.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / entry.name, to / entry.name, follow_symlinks=False)
-                os.chmod(to / entry.name, mode & 0o755 | 0o644)
+            about = entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(about.st_mode) and depth < DEEPEST:
+                waiting.append((inside / entry.name, depth + 1))
+            elif stat.S_ISREG(about.st_mode):
+                yield Path(entry.path).relative_to(folder), about
 
 
 def compiled_modules(folder: Path | None) -> dict[str, str]:
