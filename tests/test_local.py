@@ -270,8 +270,7 @@ def test_how_far_a_trial_is_can_be_read_while_it_runs(lab):
 def test_a_worker_that_breaks_is_an_event_and_takes_its_trial_with_it(lab):
     ended = lab.start(lab.job(HEAD + "time.sleep(600)"))
     wait_for(lambda: lab.says("1-0", "step 0"))
-    (worker,) = [p for p in psutil.process_iter(["cmdline"]) if str(lab.home) in str(p.info["cmdline"]) and
-                 "agent.run.worker" in p.info["cmdline"]]  # fmt: skip
+    (worker,) = [p for p in workers(lab) if p.children()]  # another one waits
     inside = worker.children(recursive=True)
     worker.send_signal(signal.SIGKILL)
     event = ended.get(timeout=30)
@@ -315,12 +314,29 @@ def test_a_full_disk_is_a_fault(tmp_path):
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", small], capture_output=True)
     if mounted.returncode:
         pytest.skip("this needs the right to mount a small file system")
+    lab = Lab(small)
     try:
-        lab = Lab(small)
         event = lab.end_of(lab.job(GOOD))
         assert isinstance(event, ev.MachineFault) and event.slot_lost and "is nearly full" in event.reason
     finally:
-        subprocess.run(["umount", small], check=True)
+        lab.executor.close()  # and the worker that waits there ends
+        wait_for(lambda: subprocess.run(["umount", small], stderr=subprocess.DEVNULL).returncode == 0)
+
+
+def test_a_worker_that_ends_while_it_waits_costs_nothing(lab):
+    assert lab.run(GOOD).outcome == "ok"
+    (waits,) = wait_for(lambda: workers(lab))
+    waits.kill()
+    waits.wait()
+    assert lab.run(GOOD).outcome == "ok"
+    lab.executor.close()
+    wait_for(lambda: not workers(lab))
+
+
+def workers(lab: Lab) -> list[psutil.Process]:
+    """The processes that are at work for this night, or wait for something to do."""
+    return [p for p in psutil.process_iter(["cmdline"]) if str(lab.home) in str(p.info["cmdline"]) and
+            "agent.run.worker" in p.info["cmdline"]]  # fmt: skip
 
 
 def write(path: Path, text: str) -> Path:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,13 +22,9 @@ from agent.run.gpu import visible_gpus
 from agent.run.leftovers import remove
 from agent.run.log import shorten
 from agent.run.sandbox import Sandbox, describe
-from agent.run.syscalls import PARENT
 from agent.run.task import Card, Interpreter, Metric, Task
+from agent.run.workers import Slot, Worker
 from agent.storage import disk_full, is_full
-
-PACKAGE = Path(__file__).parents[2]
-LONGEST_LINE = 16 << 20  # bytes of a worker's answer
-TAIL = 4000  # characters of what a broken worker said
 
 
 class LocalExecutor:
@@ -66,7 +58,8 @@ class LocalExecutor:
             raise Failure(f"{slots} slots need {slots} GPUs, but {len(gpus)} can be seen: use fewer slots")
         self._cards = [Card(gpu.index, gpu.uuid, gpu.name, gpu.used_bytes()) for gpu in gpus]
         self._compiled = CompileCache(self.home / "compiled")
-        self._workers: dict[tuple[int, int], Worker] = {}
+        self._slots: dict[int, Slot] = {}
+        self._running: dict[tuple[int, int], Running] = {}
         self._lock = threading.Lock()
         self._speaks: set[str] = set()  # commands that have been seen to print progress
 
@@ -84,13 +77,15 @@ class LocalExecutor:
 
     def submit(self, job: Job, emit: Emit) -> None:
         with self._lock:
-            self._workers[job.experiment, job.number] = Worker()
-        threading.Thread(target=self._work, args=(job, emit), name=f"slot {job.slot}", daemon=True).start()
+            self._running[job.experiment, job.number] = Running()
+            if job.slot not in self._slots:
+                self._slots[job.slot] = Slot(self.home / "slots" / str(job.slot), self.root)
+        self._slots[job.slot].do(lambda: self._work(job, emit))
 
     def cancel(self, experiment: int, number: int, why: str) -> None:
         with self._lock:
-            if worker := self._workers.get((experiment, number)):
-                worker.ask(b"c")
+            if running := self._running.get((experiment, number)):
+                running.ask(b"c")
 
     def forget(self, experiment: int, number: int) -> None:
         remove(self.home / "outputs" / f"{experiment}-{number}")
@@ -103,12 +98,13 @@ class LocalExecutor:
 
     def close(self, now: bool = False) -> None:
         with self._lock:
-            for worker in self._workers.values():
-                worker.ask(b"n" if now else b"c")
+            for running in self._running.values():
+                running.ask(b"n" if now else b"c")
+            for slot in self._slots.values():
+                slot.close()
 
     def _work(self, job: Job, emit: Emit) -> None:
-        """One job, from its files to its last event. This thread stays as long as the worker does, which the kernel
-        ends with it."""
+        """One job, from its files to its last event."""
         try:
             event = self._event(job, *self._run(job))
         except Exception as error:  # whatever this raises is an event: it must not end the night
@@ -117,42 +113,24 @@ class LocalExecutor:
             event = self._fault(job, told) if full else self._broken(job, told)
         live.clear(self.home, job.slot)
         with self._lock:
-            del self._workers[job.experiment, job.number]
+            del self._running[job.experiment, job.number]
         emit(event)
 
     def _run(self, job: Job) -> tuple[int, bytes, str]:
         """Exit code, last line and stderr of the job's worker."""
-        task = self._task(job)
+        task, slot = self._task(job), self._slots[job.slot]
         source = task.folder / "source"
         remove(source)
         source.mkdir(parents=True)
         self.export(job.commit, source)
         description = task.folder / "task.json"
         description.write_text(task.to_json())
-        path = os.pathsep.join(filter(None, [str(PACKAGE), os.environ.get("PYTHONPATH")]))
-        command = [sys.executable, "-P", "-m", "agent.run.worker", str(description)]  # -P: nothing of the repository
-        process = subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=os.environ | {"PYTHONPATH": path, PARENT: str(os.getpid())},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        worker = slot.worker()
+        worker.begin(description)
         with self._lock:
-            self._workers[job.experiment, job.number].started(process)
-        said: list[str] = []
-        errors = threading.Thread(target=_keep_tail, args=(process.stderr, said), daemon=True)
-        errors.start()
-        assert process.stdout
-        lines = process.stdout.read(LONGEST_LINE).splitlines()
-        code = process.wait()
-        errors.join(5)
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            with contextlib.suppress(OSError):
-                pipe.close()  # type: ignore[union-attr]
-        return code, lines[-1] if lines else b"", "".join(said)
+            self._running[job.experiment, job.number].started(worker)
+        slot.start_ahead()
+        return worker.wait()
 
     def _event(self, job: Job, code: int, last: bytes, errors: str) -> ev.Event:
         """What a worker's end means."""
@@ -228,28 +206,18 @@ class LocalExecutor:
         )
 
 
-class Worker:
-    """A worker process, from before its start; asked to end by bytes (see worker.py)."""
+class Running:
+    """A job, from before its worker is at work; asked to end by bytes (see worker.py)."""
 
     def __init__(self):
-        self._process: subprocess.Popen[bytes] | None = None
+        self._worker: Worker | None = None
         self._asked = b""
 
-    def started(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def started(self, worker: Worker) -> None:
+        self._worker = worker
         self.ask(self._asked)
 
     def ask(self, byte: bytes) -> None:
         self._asked = byte
-        if self._process and self._process.stdin:
-            with contextlib.suppress(OSError, ValueError):  # it has ended by itself
-                self._process.stdin.write(byte)
-                self._process.stdin.flush()
-
-
-def _keep_tail(pipe: IO[bytes] | None, said: list[str]) -> None:
-    """The end of what is written to a pipe, as one text in `said`."""
-    tail = b""
-    while pipe and (block := os.read(pipe.fileno(), 1 << 16)):
-        tail = (tail + block)[-TAIL:]
-    said.append(tail.decode(errors="replace"))
+        if self._worker and byte:
+            self._worker.write(byte)

@@ -1,13 +1,14 @@
-"""One trial in a process of its own: `python -m agent.run.worker TASK_FILE`.
+"""One trial in a process of its own: `python -m agent.run.worker FOLDER`.
 
-A job description and the commit's files in; out come lines of JSON on stdout, the last of which is one of
+It waits for a line on stdin, the path of a job description; the commit's files lie beside that in FOLDER. Out come
+lines of JSON on stdout, the last of which is one of
 
     {"measured": {...}}      the fields of a records.Measurement, good or bad
     {"cancelled": reason}
     {"fault": reason, "slot_lost": bool}    the machine failed, and says nothing about the code
     {"tested": {...}} or {"untested": reason}
 
-A process that ends without one has broken. How far it is stands in a small file beside (agent/live.py). A byte on
+A process that ends without one has broken. How far it is stands in a small file beside (agent/live.py). A byte more on
 stdin asks it to end the trial, `n` at once, and so does the end of stdin. Whatever code under test prints or leaves
 reaches only this process.
 """
@@ -20,7 +21,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -160,7 +160,12 @@ def listen(cancel: Cancel) -> None:
 
 def main() -> None:
     die_with_parent(int(os.environ.pop(PARENT)), signal.SIGKILL)
-    task, cancel = Task.from_json(Path(sys.argv[1]).read_text()), Cancel()
+    path = b""
+    while (byte := os.read(0, 1)) and byte != b"\n":
+        path += byte
+    if not byte:
+        return  # nothing was left to do
+    task, cancel = Task.from_json(Path(os.fsdecode(path)).read_text()), Cancel()
     threading.Thread(target=listen, args=(cancel,), daemon=True).start()
     said = work(task, cancel)
     live.clear(Path(task.home), task.slot)
