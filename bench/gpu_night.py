@@ -40,7 +40,11 @@ FILES = ("train.py", "prepare.py", "corpus.py", "documents.py", "cleaning.py", "
 RATE, LOW_RATE, LOWEST_RATE = (
     f"HEAD_LR = {rate}  # AdamW: the output layer" for rate in ("0.01", "0.0002", "0.000001")
 )
-TABLES = {"cuda": (65536, 1 << 34), "cpu": (16384, 1 << 44)}  # rows for token pairs: as they are, and far too many
+# The line of train.py with the rows for token pairs, and far too many of them.
+TABLES = {
+    "cuda": ("    PAIR_SLOTS = {}  # rows of the table of hashed token pairs", 65536, 1 << 34),
+    "cpu": ("    PAIR_SLOTS = {}", 16384, 1 << 44),
+}
 KILLED_IN = 2  # the experiment in whose first trial the loop is killed
 WARM_SECONDS = 10.0  # the most that a trial whose code was compiled before may take to start, in the median
 
@@ -59,6 +63,13 @@ CHANGE_OF_CODE = proposal(
 )
 ATTENTION = "        y = F.scaled_dot_product_attention(q, k, v, is_causal={}, scale=self.scale)"
 FLOOR = "FINAL_LR = {}  # the rate at the end, as a share of the peak"
+
+
+def beginning() -> str:
+    """The train.py that the night begins with."""
+    return (ROOT / "train.py").read_text().replace(RATE, LOW_RATE)
+
+
 Step = tuple[str, str, list[str]]
 """The verdict that is expected, words of its reason, and the replies."""
 
@@ -66,10 +77,9 @@ Step = tuple[str, str, list[str]]
 def story(device: Device) -> list[Step]:
     """The third step has a reply that can't be read, and its repair; the fourth crashes as soon as it starts, which
     goes back to the proposer twice."""
-    slots, too_many = TABLES[device]
+    line, slots, too_many = TABLES[device]
     larger = [
-        proposal("A larger table.", f"    PAIR_SLOTS = {slots}", f"    PAIR_SLOTS = {int(too_many * share)}")
-        for share in (1, 0.9, 0.8)
+        proposal("A larger table.", line.format(slots), line.format(int(too_many * share))) for share in (1, 0.9, 0.8)
     ]
     return [
         ("keep", "", [proposal("The output layer can take a higher rate.", LOW_RATE, RATE)]),
@@ -100,9 +110,7 @@ class Project:
         self.folder.mkdir(parents=True)
         for name in FILES:
             shutil.copy(ROOT / name, self.folder / name)
-        train = (ROOT / "train.py").read_text()
-        assert RATE in train, "train.py has changed: so must the lines of this story"
-        (self.folder / "train.py").write_text(train.replace(RATE, LOW_RATE))
+        (self.folder / "train.py").write_text(beginning())
         _, front, prose = (ROOT / "program.md").read_text().split("---\n", 2)
         budget = f"{self.seconds:g}s"
         if self.short:  # about as long, and the cap makes two seeds of the baseline enough
