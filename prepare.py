@@ -24,7 +24,7 @@ import sys
 HERE = os.path.dirname(os.path.realpath(__file__))
 if __name__ == "__main__":  # a json.py that appears beside this file must not become our json
     sys.path[:] = [p for p in sys.path if os.path.realpath(p or ".") not in (HERE, os.getcwd())]
-    sys.modules["prepare"] = sys.modules["__main__"]  # what corpus.py and evaluation.py import is this very module
+    sys.modules["prepare"] = sys.modules["__main__"]  # what the files beside it import is this very module
 
 import argparse
 import contextlib
@@ -264,27 +264,24 @@ def main() -> None:
         if (value := getattr(args, name, None)) is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: at least {least} is needed")
     if args.command == "serve":
-        beside("evaluation").serve(*args.descriptors)
+        beside("evaluated_model").serve(*args.descriptors)
     elif args.command == "feed":
         feed()
     elif args.command == "evaluate":
-        beside("evaluation").command(args.split, args.probe_seed)
+        beside("evaluated_model", "evaluation").command(args.split, args.probe_seed)
     else:
-        corpus().command(args.source, args.vocab_size, args.context, args.shards)
+        beside("cleaning", "documents", "corpus").command(args.source, args.vocab_size, args.context, args.shards)
 
 
-def corpus() -> Any:
-    """The module corpus.py, with the two that it imports."""
-    return [beside(name) for name in ("cleaning", "documents", "corpus")][-1]
-
-
-def beside(name: str) -> Any:
-    """The module of this name beside this file, wherever the search path leads."""
-    spec = importlib.util.spec_from_file_location(name, os.path.join(HERE, f"{name}.py"))
-    assert spec and spec.loader
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def beside(*names: str) -> Any:
+    """The modules of these names beside this file, wherever the search path leads: each after those that it needs. The
+    last is returned."""
+    for name in names:
+        spec = importlib.util.spec_from_file_location(name, os.path.join(HERE, f"{name}.py"))
+        assert spec and spec.loader
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[names[-1]]
 
 
 def run(main: Callable[[], None]) -> None:

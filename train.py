@@ -1,9 +1,8 @@
-"""A small GPT on the prepared text: the one file that the agent edits.
+"""A small GPT on the prepared text: the one file that the agent edits. By hand: python train.py
 
-    python train.py
-
-Trains for the budget that prepare.py counts, saves the weights and this file's sizes to RESEARCH_OUTPUT, and prints a
-summary. The loss that decides is measured afterwards by `python prepare.py evaluate`, which calls `load_model` below.
+Trains for the budget that prepare.py counts, saves the weights to RESEARCH_OUTPUT and prints a summary. The loss that
+decides is measured afterwards by `python prepare.py evaluate`, which calls `load_model` below. In shapes, B are rows, T
+tokens of a row, C channels (the width), V tokens in the vocabulary.
 
 Methods: pre-norm transformer with rotary positions (Su et al. 2021), QK-norm (Dehghani et al. 2023), squared ReLU (So
 et al. 2021), logit soft-cap (Gemma 2), gated value embeddings, smeared embeddings and per-layer input scales
@@ -21,7 +20,6 @@ gc.disable()  # a fifth of what the imports take, and pauses between steps
 import json
 import math
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -79,33 +77,31 @@ FINAL_LR = 0.0  # the rate at the end, as a share of the peak
 
 
 def width() -> int:
-    """WIDTH for the usual budget; for others it grows as the fourth root, and the weights as the square root, which
-    is about how the best size grows with the compute (Hoffmann et al. 2022). A multiple of HEAD_SIZE."""
+    """WIDTH, times the fourth root of the budget in usual ones: the weights grow as its square root, which is about how
+    the best size grows with the compute (Hoffmann et al. 2022). A multiple of HEAD_SIZE."""
     return HEAD_SIZE * max(1, round(WIDTH / HEAD_SIZE * (TOKENS / USUAL_BUDGET) ** 0.25))
 
 
 @dataclass
 class Config:
-    """What the weights alone do not say; saved beside them."""
+    """The sizes that data, budget and device decide; saved beside the weights."""
 
     vocab_size: int
     context: int
     width: int
     depth: int = DEPTH
     head_size: int = HEAD_SIZE
-    mlp_ratio: int = MLP_RATIO
     pair_slots: int = PAIR_SLOTS
-    copy_runs: Sequence[int] = COPY_RUNS
-    value_embed_every: int = VALUE_EMBED_EVERY
-    gate_channels: int = GATE_CHANNELS
-    backout: float = BACKOUT
-    rope_base: float = ROPE_BASE
-    qk_scale: float = QK_SCALE
-    logit_cap: float = LOGIT_CAP
 
 
 def norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions: (B, T, heads, head_size) with tables (T, 1, head_size / 2)."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
 class Linear(nn.Linear):
@@ -118,46 +114,29 @@ class Linear(nn.Linear):
         return F.linear(input, self.weight.to(input.dtype))
 
 
-class Attention(nn.Module):
+class Block(nn.Module):
     def __init__(self, config: Config, has_values: bool):
         super().__init__()
         self.heads, self.head_size = config.width // config.head_size, config.head_size
-        self.scale = config.qk_scale**2 * config.head_size**0.5 / config.head_size
-        self.gate_channels = config.gate_channels
+        self.scale = QK_SCALE**2 * self.head_size**0.5 / self.head_size
         self.qkv = Linear(config.width, 3 * config.width)
         self.out = Linear(config.width, config.width)
         self.value_embed = nn.Embedding(config.vocab_size, config.width) if has_values else None
-        self.value_gate = Linear(config.gate_channels, self.heads) if has_values else None
+        self.value_gate = Linear(GATE_CHANNELS, self.heads) if has_values else None
+        self.up = Linear(config.width, MLP_RATIO * config.width)
+        self.down = Linear(MLP_RATIO * config.width, config.width)
 
     def forward(self, x: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        rows, time_, width = x.shape
-        q, k, v = self.qkv(x).view(rows, time_, 3, self.heads, self.head_size).unbind(2)
+        """The stream (B, T, C) -> the same; tokens (B, T)."""
+        normed = norm(x)
+        q, k, v = self.qkv(normed).view(*tokens.shape, 3, self.heads, self.head_size).unbind(2)
         if self.value_embed is not None and self.value_gate is not None:
-            gate = 2 * torch.sigmoid(self.value_gate(x[..., : self.gate_channels]))
+            gate = 2 * torch.sigmoid(self.value_gate(normed[..., :GATE_CHANNELS]))
             v = v + gate[..., None] * self.value_embed(tokens).to(x.dtype).view_as(v)
         q, k = rotate(norm(q), cos, sin), rotate(norm(k), cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)
-        return self.out(y.transpose(1, 2).reshape(rows, time_, width))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions: (B, T, heads, head_size) with tables (T, 1, head_size / 2)."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
-
-
-class Block(nn.Module):
-    def __init__(self, config: Config, has_values: bool):
-        super().__init__()
-        self.attention = Attention(config, has_values)
-        self.up = Linear(config.width, config.mlp_ratio * config.width)
-        self.down = Linear(config.mlp_ratio * config.width, config.width)
-
-    def forward(self, x: Tensor, x0: Tensor, extra: Tensor, scales: Tensor, tokens: Tensor, cos: Tensor,
-                sin: Tensor) -> Tensor:
-        x = scales[0] * x + scales[1] * x0 + scales[2] * extra
-        x = x + self.attention(norm(x), tokens, cos, sin)
+        x = x + self.out(y.transpose(1, 2).reshape(x.shape))
         return x + self.down(F.relu(self.up(norm(x))).square())
 
 
@@ -166,12 +145,13 @@ class Stage(nn.Module):
 
     def __init__(self, config: Config, depth: int):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config, i == config.value_embed_every - 1) for i in range(depth))
-        self.scales = nn.Parameter(torch.empty(depth, 3))  # of the stream, the token, and pairs with copies
+        self.blocks = nn.ModuleList(Block(config, i == VALUE_EMBED_EVERY - 1) for i in range(depth))
+        # What a block's input is made of: the stream, the token, and pairs with copies.
+        self.scales = nn.Parameter(torch.tensor([1.0, 0.1, 0.05]).repeat(depth, 1))
 
     def forward(self, x: Tensor, x0: Tensor, extra: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         for block, scales in zip(self.blocks, self.scales.to(x.dtype), strict=True):
-            x = block(x, x0, extra, scales, tokens, cos, sin)
+            x = block(scales[0] * x + scales[1] * x0 + scales[2] * extra, tokens, cos, sin)
         return x
 
 
@@ -197,21 +177,20 @@ class Entrance(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        self.config = config
+        self.vocab_size, self.pair_slots = config.vocab_size, config.pair_slots
         self.embed = nn.Embedding(config.vocab_size, config.width)
-        self.smear_gate = Linear(config.gate_channels, 1)
+        self.smear_gate = Linear(GATE_CHANNELS, 1)
         self.pairs = nn.Embedding(config.pair_slots, config.width)
-        self.copies = nn.ModuleList(nn.Embedding(config.vocab_size + 1, config.width) for _ in config.copy_runs)
+        self.copies = nn.ModuleList(nn.Embedding(config.vocab_size + 1, config.width) for _ in COPY_RUNS)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Tokens (B, T) -> the stream and what is added to it, (B, T, width); the copied tokens (B, T), vocab_size
-        where there is none."""
+        """Tokens (B, T) -> the stream and what is added to it, (B, T, C); the copied tokens (B, T), V where none is."""
         dtype = torch.bfloat16 if tokens.is_cuda else torch.float32
         x = norm(self.embed(tokens).to(dtype))
-        gate = torch.tanh(self.smear_gate(x[..., : self.config.gate_channels]))
+        gate = torch.tanh(self.smear_gate(x[..., :GATE_CHANNELS]))
         x = norm(x + gate * F.pad(x, (0, 0, 1, 0))[:, :-1])
-        extra = self.pairs(run_keys(tokens, 2) % self.config.pair_slots)
-        found = [copied(tokens, length, self.config.vocab_size) for length in self.config.copy_runs]
+        extra = self.pairs(run_keys(tokens, 2) % self.pair_slots)
+        found = [copied(tokens, length, self.vocab_size) for length in COPY_RUNS]
         for token, table in zip(found, self.copies, strict=True):
             extra = extra + table(token)
         return x, extra.to(dtype), found
@@ -220,80 +199,50 @@ class Entrance(nn.Module):
 class Exit(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
-        self.config = config
-        self.backout = nn.Parameter(torch.empty(()))
-        self.trust = Linear(config.width, len(config.copy_runs))
+        self.backout = nn.Parameter(torch.tensor(0.2))
+        self.trust = Linear(config.width, len(COPY_RUNS))
         self.head = Linear(config.width, config.vocab_size)
 
     def forward(self, x: Tensor, noted: Tensor, found: list[Tensor], targets: Tensor | None) -> Tensor:
-        """Logits (B, T, vocab), float32; with targets (B, T) the mean cross-entropy in nats."""
+        """Logits (B, T, V), float32; with targets (B, T) the mean cross-entropy in nats."""
         x = norm(x - self.backout.to(x.dtype) * noted)
         for token, trust in zip(found, self.trust(x).unbind(-1), strict=True):  # towards the copied token's logit
-            known = token < self.config.vocab_size
+            known = token < self.head.out_features
             x = x + (trust * known)[..., None] * F.embedding(token * known, self.head.weight).to(x.dtype)
-        logits = self.head(x).float()
-        logits = self.config.logit_cap * torch.tanh(logits / self.config.logit_cap)
+        logits = LOGIT_CAP * torch.tanh(self.head(x).float() / LOGIT_CAP)
         return logits if targets is None else F.cross_entropy(logits.view(-1, logits.size(-1)), targets.flatten())
 
 
-ZEROS_AT_FIRST = ("out.weight", "down.weight", "head.weight", "trust.weight", "gate.weight")
-PAIRS_AND_COPIES = ("entrance.pairs", "entrance.copies")
-
-
 class GPT(nn.Module):
+    """With fresh weights, on the device that is torch's default."""
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config
         self.entrance, self.exit = Entrance(config), Exit(config)
-        every = config.value_embed_every
-        self.stages = nn.ModuleList(Stage(config, min(every, config.depth - i)) for i in range(0, config.depth, every))
-        self.cos: Tensor
-        self.sin: Tensor
-        self.register_buffer("cos", torch.empty(config.context, 1, config.head_size // 2), persistent=False)
-        self.register_buffer("sin", torch.empty_like(self.cos), persistent=False)
-
-    @torch.no_grad()
-    def initialize(self) -> GPT:
-        """Fill the weights at random and the rotary tables as they must be."""
-        frequency = self.config.rope_base ** -torch.linspace(0, 1, self.config.head_size // 2)
-        angle = torch.outer(torch.arange(self.config.context), frequency)[:, None]
-        self.cos.copy_(angle.cos())
-        self.sin.copy_(angle.sin())
+        starts = range(0, config.depth, VALUE_EMBED_EVERY)
+        self.stages = nn.ModuleList(Stage(config, min(VALUE_EMBED_EVERY, config.depth - start)) for start in starts)
+        frequency = ROPE_BASE ** -torch.linspace(0, 1, config.head_size // 2)
+        angle = torch.outer(torch.arange(config.context), frequency)[:, None]
+        self.cos, self.sin = nn.Buffer(angle.cos(), persistent=False), nn.Buffer(angle.sin(), persistent=False)
         for name, p in self.named_parameters():
-            if name.endswith("scales"):
-                p.copy_(torch.tensor([1.0, 0.1, 0.05]).expand_as(p))
-            elif name == "exit.backout":
-                p.fill_(0.2)
-            elif name.endswith(ZEROS_AT_FIRST) or name.startswith(PAIRS_AND_COPIES):
+            if any(part in name for part in ("pairs", "copies", "gate.", "out.", "down.", "trust.", "head.")):
                 nn.init.zeros_(p)
             elif name.endswith("embed.weight"):
                 nn.init.normal_(p, std=1.0)
-            else:
+            elif name.endswith("weight"):
                 nn.init.uniform_(p, -((3 / p.size(1)) ** 0.5), (3 / p.size(1)) ** 0.5)
-        return self
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Tokens (B, T) -> logits (B, T, vocab), float32; with targets (B, T) the mean cross-entropy in nats."""
+        """Tokens (B, T) -> logits (B, T, V), float32; with targets (B, T) the mean cross-entropy in nats."""
         x0, extra, found = self.entrance(tokens)
         cos, sin = self.cos[: tokens.size(1)].to(x0.dtype), self.sin[: tokens.size(1)].to(x0.dtype)
         x, noted = x0.clone(), x0  # a copy, since a stage would be compiled anew where both are one
         for i, stage in enumerate(self.stages):
             x = stage(x, x0, extra, tokens, cos, sin)
-            if i == int(self.config.backout * len(self.stages)):
+            if i == int(BACKOUT * len(self.stages)):
                 noted = x
         return self.exit(x, noted, found, targets)
-
-    def flops_per_token(self) -> float:
-        """Forward and backward: 6 a matrix weight, and attention as 12 x width x context, causal skips not deducted."""
-        c = self.config
-        weights = c.depth * (4 + 2 * c.mlp_ratio) * c.width**2 + c.width * c.vocab_size
-        return 6 * weights + 12 * c.depth * c.width * c.context
-
-
-def new_model(config: Config, device: str) -> GPT:
-    """A model with fresh weights."""
-    with torch.device(device):
-        return GPT(config).initialize()
 
 
 def save(model: GPT, path: str) -> None:
@@ -304,9 +253,9 @@ def save(model: GPT, path: str) -> None:
 
 
 def load_model(path: str, device: str) -> GPT:
-    """The saved model, ready to turn tokens (B, T) into logits (B, T, vocab). prepare.py calls this to evaluate."""
-    with safe_open(path, framework="pt", device=device) as file:
-        model = new_model(Config(**json.loads(file.metadata()["config"])), device)
+    """The saved model, ready to turn tokens (B, T) into logits (B, T, V). prepare.py calls this to evaluate."""
+    with safe_open(path, framework="pt", device=device) as file, torch.device(device):
+        model = GPT(Config(**json.loads(file.metadata()["config"])))
         model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     return model.eval()
 
@@ -321,50 +270,20 @@ POLAR = (
 )
 
 
-def orthogonalize(x: Tensor) -> Tensor:
-    """(n, rows, columns) -> the nearest (semi-)orthogonal matrices, roughly."""
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
-    tall = x.size(-2) > x.size(-1)
-    if tall:
-        x = x.mT.contiguous()
-    for a, b, c in POLAR:
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
-
-
-class Muon:
-    """Momentum, orthogonalized, its rows brought to equal size; one stack of equal matrices at a time."""
-
-    def __init__(self, groups: list[list[nn.Parameter]], parts: list[int]):
-        self.groups, self.parts = groups, parts
-        self.stacks = [torch.stack([p.data for p in group]) for group in groups]
-        for group, stack in zip(groups, self.stacks, strict=True):
-            for p, matrix in zip(group, stack, strict=True):
-                p.data = matrix  # so that a step changes the whole stack at once
-        self.momentum = [torch.zeros_like(stack) for stack in self.stacks]
-        self.second = [torch.zeros(m.size(0), m.size(1), 1, device=m.device) for m in self.momentum]
-        self.update = torch.compile(muon_update, dynamic=False) if CUDA else muon_update
-        self.lr, self.decay = torch.zeros(()), torch.zeros(())  # tensors, so that a new value compiles nothing
-
-    @torch.no_grad()
-    def step(self, lr: float, decay: float) -> None:
-        self.lr.fill_(lr)
-        self.decay.fill_(decay)
-        grads = [torch.stack([p.grad for p in group if p.grad is not None]) for group in self.groups]
-        self.update(grads, self.stacks, self.momentum, self.second, self.parts, self.lr, self.decay)
-
-
-def muon_update(grads: list[Tensor], stacks: list[Tensor], momenta: list[Tensor], seconds: list[Tensor],
-                parts: list[int], lr: Tensor, decay: Tensor) -> None:
-    """One step of stacks of equal matrices, each of which is `parts` side by side (queries, keys, values)."""
-    for grad, matrices, momentum, second, n in zip(grads, stacks, momenta, seconds, parts, strict=True):
+def muon(grads: list[Tensor], stacks: list[tuple[int, Tensor, Tensor, Tensor]], lr: Tensor, decay: Tensor) -> None:
+    """One step of stacks of equal matrices, each of which is `parts` side by side (queries, keys, values): momentum,
+    orthogonalized, its rows brought to equal size."""
+    for grad, (parts, matrices, momentum, second) in zip(grads, stacks, strict=True):
         momentum.lerp_(grad, 1 - MOMENTUM)
         update = grad.lerp(momentum, MOMENTUM)
-        shape, rows, columns = update.shape, update.size(1) // n, update.size(2)
-        if CUDA:
-            update = update.bfloat16()
-        update = orthogonalize(update.view(-1, rows, columns)).view(shape).float()
+        rows, columns = update.size(1) // parts, update.size(2)
+        x = (update.bfloat16() if CUDA else update).view(-1, rows, columns)
+        x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
+        x = x.mT.contiguous() if rows > columns else x
+        for a, b, c in POLAR:  # to the nearest (semi-)orthogonal matrix, roughly
+            gram = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        update = (x.mT if rows > columns else x).view(update.shape).float()
         second.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - BETA2)
         scaled = update * (second + 1e-10).rsqrt()
         scaled = scaled * (update.norm(dim=(-2, -1), keepdim=True) / (scaled.norm(dim=(-2, -1), keepdim=True) + 1e-10))
@@ -372,29 +291,48 @@ def muon_update(grads: list[Tensor], stacks: list[Tensor], momenta: list[Tensor]
         matrices.sub_(lr * (scaled + decay * matrices * (scaled * matrices > 0)))  # decay only where it agrees
 
 
-def make_optimizers(model: GPT) -> tuple[Muon, torch.optim.AdamW]:
-    stacks: dict[tuple[int, ...], list[nn.Parameter]] = {}  # of matrices of equal shape, by the parts each is made of
-    embeds, pairs, heads, scalars = [], [], [], []
-    for name, p in model.named_parameters():
-        if name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")):
-            stacks.setdefault((3 if "qkv" in name else 1, *p.shape), []).append(p)
-        elif name.startswith(PAIRS_AND_COPIES):
-            pairs.append(p)
-        elif name.endswith("embed.weight"):
-            embeds.append(p)
-        else:
-            (scalars if name.endswith(("scales", "backout")) else heads).append(p)
-    muon = Muon(list(stacks.values()), [parts for parts, *_ in stacks])
-    groups = [
-        {"params": embeds, "lr": EMBED_LR, "weight_decay": EMBED_DECAY},
-        {"params": pairs, "lr": PAIR_LR, "weight_decay": EMBED_DECAY},
-        {"params": heads, "lr": HEAD_LR},
-        {"params": scalars, "lr": SCALAR_LR},
-    ]
-    adam = torch.optim.AdamW(groups, betas=(BETA1, BETA2), eps=1e-10, weight_decay=0.0, fused=True)
-    for group in adam.param_groups:
-        group["peak"] = group["lr"]
-    return muon, adam
+class Trainer:
+    """Steps of training, by Muon for the blocks' matrices, and AdamW for the rest."""
+
+    def __init__(self, model: GPT):
+        self.model, self.steps = model, 0
+        matrices: dict[tuple[int, ...], list[nn.Parameter]] = {}  # by the parts that each is made of, and its shape
+        others: dict[tuple[float, float], list[nn.Parameter]] = {}  # by peak rate and decay
+        for name, p in model.named_parameters():
+            if name.endswith(("qkv.weight", "out.weight", "up.weight", "down.weight")):
+                matrices.setdefault((3 if "qkv" in name else 1, *p.shape), []).append(p)
+            elif "pairs" in name or "copies" in name:
+                others.setdefault((PAIR_LR, EMBED_DECAY), []).append(p)
+            elif name.endswith("embed.weight"):
+                others.setdefault((EMBED_LR, EMBED_DECAY), []).append(p)
+            else:
+                others.setdefault((SCALAR_LR if name.endswith(("scales", "backout")) else HEAD_LR, 0.0), []).append(p)
+        groups = [{"params": group, "peak": peak, "weight_decay": decay} for (peak, decay), group in others.items()]
+        self.adam = torch.optim.AdamW(groups, betas=(BETA1, BETA2), eps=1e-10, fused=True)
+        self.groups, self.stacks = list(matrices.values()), []
+        for (parts, *_), group in matrices.items():
+            stack = torch.stack([p.data for p in group])
+            for p, matrix in zip(group, stack, strict=True):
+                p.data = matrix  # so that a step changes the whole stack at once
+            self.stacks.append((parts, stack, torch.zeros_like(stack), torch.zeros_like(stack[..., :1])))
+        self.muon = torch.compile(muon, dynamic=False) if CUDA else muon
+        self.lr, self.decay = torch.zeros(()), torch.zeros(())  # tensors, so that a new value compiles nothing
+
+    def step(self, batch: Tensor, share: float) -> Tensor:
+        """One update from rows (B, T + 1), at `share` of the peak rates; the loss before it."""
+        loss = self.model(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        self.lr.fill_(MATRIX_LR * share)
+        self.decay.fill_(WEIGHT_DECAY * share)
+        with torch.no_grad():
+            grads = [torch.stack([p.grad for p in group if p.grad is not None]) for group in self.groups]
+            self.muon(grads, self.stacks, self.lr, self.decay)
+        for group in self.adam.param_groups:
+            group["lr"] = group["peak"] * share
+        self.adam.step()
+        self.model.zero_grad(set_to_none=True)
+        self.steps += 1
+        return loss.detach()
 
 
 def schedule(used: float) -> float:
@@ -404,42 +342,9 @@ def schedule(used: float) -> float:
     return FINAL_LR + (1 - FINAL_LR) * min(1.0, (1 - used) / max(WARMDOWN, 1e-9))
 
 
-class Trainer:
-    """The model, its optimizers, and one step of training."""
-
-    def __init__(self, config: Config, device: str):
-        self.model = new_model(config, device)
-        self.muon, self.adam = make_optimizers(self.model)
-        if CUDA:
-            for part in (self.model.entrance, *self.model.stages, self.model.exit):
-                part.compile(dynamic=False)
-        self.steps = 0
-
-    def compile(self, batch: Tensor) -> None:
-        """Take the time of compiling before the budget's clock runs, on made-up rows and without leaving a trace."""
-        self.step(batch, 0.0)  # a rate of 0 leaves the weights, and the optimizers start afresh
-        self.muon, self.adam = make_optimizers(self.model)
-        self.steps = 0
-        if CUDA:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-
-    def step(self, batch: Tensor, share: float) -> Tensor:
-        """One update from rows (B, T + 1), at `share` of the peak rates; the loss before it."""
-        loss = self.model(batch[:, :-1], batch[:, 1:])
-        loss.backward()
-        for group in self.adam.param_groups:
-            group["lr"] = group["peak"] * share
-        self.muon.step(MATRIX_LR * share, WEIGHT_DECAY * share)
-        self.adam.step()
-        self.model.zero_grad(set_to_none=True)
-        self.steps += 1
-        return loss.detach()
-
-
 def train(trainer: Trainer, data: prepare.TrainData, budget: prepare.Budget) -> tuple[float, float, float]:
     """Train until the budget is used. The smoothed loss at the end, the seconds it took, and those before it."""
-    batches, smooth, shown, read = data.batches(BATCH_ROWS), math.log(data.vocab_size), 0.0, 0
+    batches, smooth, shown = data.batches(BATCH_ROWS), math.log(data.vocab_size), 0.0
     in_flight: list[tuple[Tensor, torch.cuda.Event]] = []
     startup = budget.start()
     print(f"step 0 | loss {smooth:.4f} | 0.0%", flush=True)
@@ -455,14 +360,13 @@ def train(trainer: Trainer, data: prepare.TrainData, budget: prepare.Budget) -> 
                 continue
             loss, arrived = in_flight.pop(0)
             arrived.synchronize()
-        read += 1
+        read = trainer.steps - len(in_flight)
         if not math.isfinite(loss.item()):
             raise SystemExit(f"the loss is {loss.item()} at step {read}")
         smooth += 0.1 * (loss.item() - smooth)
         if budget.elapsed - shown > 0.5:
             shown = budget.elapsed
-            speed = data.served / shown / 1000
-            share = 100 * budget.used(data.served)
+            share, speed = 100 * budget.used(data.served), data.served / shown / 1000
             print(f"step {read} | loss {smooth:.4f} | {share:.1f}% | {speed:.0f}k tok/s", flush=True)
     if CUDA:
         torch.cuda.synchronize()
@@ -470,31 +374,39 @@ def train(trainer: Trainer, data: prepare.TrainData, budget: prepare.Budget) -> 
 
 
 def main() -> None:
-    device = "cuda" if CUDA else "cpu"
     torch.manual_seed(prepare.SEED)
     torch.set_float32_matmul_precision("high")
     torch.set_flush_denormal(True)  # decaying moments of unused rows would slow a CPU down a lot
-    if CUDA:  # cuDNN's fused attention; on a GPU where it does not work, PyTorch's own
-        torch.backends.cuda.enable_flash_sdp(not torch.backends.cuda.cudnn_sdp_enabled())
     data, budget = prepare.TrainData(), prepare.Budget()
     config = Config(data.vocab_size, data.context, width())
-    trainer = Trainer(config, device)
-    if CUDA:
-        trainer.compile(torch.randint(data.vocab_size, (BATCH_ROWS, data.context + 1), device=device))
+    with torch.device("cuda" if CUDA else "cpu"):
+        model = GPT(config)
+    if CUDA:  # compiled on made-up rows before the budget's clock runs; a rate of 0 leaves the weights as they are
+        # cuDNN's fused attention; on a GPU where it does not work, PyTorch's own
+        torch.backends.cuda.enable_flash_sdp(not torch.backends.cuda.cudnn_sdp_enabled())
+        for part in (model.entrance, *model.stages, model.exit):
+            part.compile(dynamic=False)
+        rows = torch.randint(data.vocab_size, (BATCH_ROWS, data.context + 1), device="cuda")
+        Trainer(model).step(rows, 0.0)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    trainer = Trainer(model)
     smooth, seconds, startup = train(trainer, data, budget)
     os.makedirs(prepare.OUTPUT, exist_ok=True)
-    save(trainer.model, str(prepare.CHECKPOINT))
-    # 989e12: dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet.
-    mfu = trainer.model.flops_per_token() * data.served / seconds / 989e12 if CUDA else 0.0
+    save(model, str(prepare.CHECKPOINT))
+    # A token's, forward and backward: 6 a matrix weight, and attention as 12 x width x context, causal skips not
+    # deducted. 989e12: dense bf16 of an H100 or H200 SXM, by NVIDIA's data sheet.
+    weights = config.depth * (4 + 2 * MLP_RATIO) * config.width**2 + config.width * config.vocab_size
+    flops = 6 * weights + 12 * config.depth * config.width * config.context
     print("---")
     print(f"startup_seconds: {startup:.1f}")
     print(f"training_seconds: {seconds:.1f}")
     print(f"train_loss: {smooth:.4f}")
     print(f"peak_vram_mb: {torch.cuda.max_memory_allocated() / 2**20 if CUDA else 0:.1f}")
-    print(f"mfu_percent: {100 * mfu:.2f}")
+    print(f"mfu_percent: {100 * flops * data.served / seconds / 989e12 if CUDA else 0:.2f}")
     print(f"num_steps: {trainer.steps}")
     print(f"total_tokens: {data.served}")
-    print(f"num_params: {sum(p.numel() for p in trainer.model.parameters())}")
+    print(f"num_params: {sum(p.numel() for p in model.parameters())}")
 
 
 if __name__ == "__main__":

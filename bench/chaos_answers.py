@@ -17,6 +17,8 @@ TEXT = ("Hypothesis: a larger rate learns faster, größer ist besser\nCategory:
 HALF = len(TEXT) // 2
 SSE = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n"
 JSON = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n"
+CHUNKED = SSE.replace(b"connection: close", b"transfer-encoding: chunked")
+GZIP = SSE.replace(b"connection", b"content-encoding: gzip\r\nconnection")
 Event = dict[str, Any]
 
 
@@ -107,25 +109,33 @@ def whole(api: str, text: Any = TEXT, **over: Any) -> Event:
             "usage": {"input_tokens": 100, "output_tokens": 50}, **over}  # fmt: skip
 
 
+class Good:
+    """A good answer in either format, and others made of it."""
+
+    def __init__(self, api: str):
+        self.api, self.fine = api, good(api)
+        self.events = openai_events() if api == "openai" else anthropic_events()
+        self.body, self.document = lines(api, self.events), json.dumps(whole(api)).encode()
+        self.half = lines(api, self.events[:3], done=False)
+
+    def with_(self, body: bytes, **over: Any) -> Answer:
+        return replace(self.fine, pieces=(body,), **over)
+
+    def also(self, *extra: Any) -> Answer:
+        """The good events, with others before and after each of them."""
+        return self.with_(lines(self.api, [e for event in self.events for e in (*extra, event)] + list(extra)))
+
+
 def transport(api: str) -> dict[str, Answer]:
     """What can happen to any answer, in either format."""
-    events = openai_events() if api == "openai" else anthropic_events()
-    body = lines(api, events)
-    fine = good(api)
-    slow = {"error": {"type": "rate_limit_error", "message": "slow down"}}
-    document = json.dumps(whole(api)).encode()
-    chunked = SSE.replace(b"connection: close", b"transfer-encoding: chunked")
+    return {**complete(api), **not_to_be_applied(api), **refused(), **broken_off(api)}
 
-    def with_(body: bytes, **over: Any) -> Answer:
-        return replace(fine, pieces=(body,), **over)
 
-    def also(*extra: Any) -> Answer:
-        """The good events, with others before and after each of them."""
-        return with_(lines(api, [e for event in events for e in (*extra, event)] + list(extra)))
-
-    half = lines(api, events[:3], done=False)
+def complete(api: str) -> dict[str, Answer]:
+    """Complete answers in odd clothes."""
+    it = Good(api)
+    events, body, document, fine, with_, also = it.events, it.body, it.document, it.fine, it.with_, it.also
     return {
-        # Complete answers in odd clothes.
         "as it should be": fine,
         "one byte at a time": replace(fine, pieces=tuple(body[i : i + 1] for i in range(len(body)))),
         "split within a character": replace(fine, pieces=tuple(body[i : i + 7] for i in range(0, len(body), 7))),
@@ -150,16 +160,15 @@ def transport(api: str) -> dict[str, Answer]:
         "a pair of surrogates": with_(body.replace(b"\\u00f6", b"\\ud83d\\ude00"), text=TEXT.replace("ö", "😀")),
         "a line separator within": with_(body.replace(b"\\u00f6", "\u2028".encode()), text=TEXT.replace("ö", "\u2028")),
         "a control character within": with_(body.replace(b"\\u00f6", b"\t"), text=TEXT.replace("ö", "\t")),
-        "gzip": Answer(SSE.replace(b"connection", b"content-encoding: gzip\r\nconnection"), (gzip.compress(body),),
-                       complete=True, text=TEXT),
+        "gzip": Answer(GZIP, (gzip.compress(body),), complete=True, text=TEXT),
         "another content type": replace(fine, head=SSE.replace(b"text/event-stream", b"text/html; charset=latin-9")),
         "no content type": replace(fine, head=b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n"),
         "HTTP/1.0": replace(fine, head=b"HTTP/1.0 200 OK\r\n\r\n"),
         "status 201": replace(fine, head=SSE.replace(b"200 OK", b"201 Created")),
         "a connection that stays open": replace(fine, after="hang"),
         "a reset after the end": replace(fine, after="reset"),
-        "chunks without an end": Answer(chunked, (b"%x\r\n%s\r\n" % (len(body), body),), complete=True, text=TEXT),
-        "chunks that break after the end": Answer(chunked, (b"%x\r\n%s\r\nzz\r\n" % (len(body), body),),
+        "chunks without an end": Answer(CHUNKED, (b"%x\r\n%s\r\n" % (len(body), body),), complete=True, text=TEXT),
+        "chunks that break after the end": Answer(CHUNKED, (b"%x\r\n%s\r\nzz\r\n" % (len(body), body),),
                                                   complete=True, text=TEXT),
         "fewer bytes than promised, all said": Answer(SSE.replace(b"connection: close", b"content-length: 99999"),
                                                       (body,), complete=True, text=TEXT),
@@ -175,12 +184,24 @@ def transport(api: str) -> dict[str, Answer]:
                                                                                for i in range(0, len(document), 5))),
         "one JSON object a line": with_(b"\n".join(json.dumps(e).encode() for e in events), head=JSON),
         "a deep object": also({"deep": json.loads("[" * 100 + "]" * 100)}),
-        # Complete, and not to be applied.
+    }  # fmt: skip
+
+
+def not_to_be_applied(api: str) -> dict[str, Answer]:
+    """Complete, and nothing that could be applied."""
+    with_ = Good(api).with_
+    return {
         "an empty reply": with_(lines(api, openai_events("") if api == "openai" else anthropic_events("")), text=None),
         "a reply of blanks": with_(lines(api, openai_events(" \n") if api == "openai" else anthropic_events(" \n")),
                                    text=None),
         "nothing but thoughts": with_(json.dumps(whole(api, "<think>hm</think>")).encode(), head=JSON, text=None),
-        # Not complete: to be asked again.
+    }  # fmt: skip
+
+
+def refused() -> dict[str, Answer]:
+    """Nothing but a status: to be asked again."""
+    slow = {"error": {"type": "rate_limit_error", "message": "slow down"}}
+    return {
         "429": error(429, slow), "429 and a date that is none": error(429, slow, "retry-after: soon"),
         "429 and less than no time": error(429, slow, "retry-after: -5"),
         "429 and nan": error(429, slow, "retry-after: nan"), "429 and for ever": error(429, slow, "retry-after: 1e999"),
@@ -190,7 +211,22 @@ def transport(api: str) -> dict[str, Answer]:
         "500 and a text for an error": error(500, {"error": "overloaded"}), "502 and HTML": error(502, b"<html>bad</html>"),
         "503 and nothing": error(503, b""), "529": error(529, {"error": {"type": "overloaded_error"}}),
         "408": error(408, {}), "409": error(409, {}), "425": error(425, {}), "599": error(599, {"error": 5}),
-        "304": error(304, b""), "hung up before the head": Answer(None, ()), "reset": Answer(None, (), "reset"),
+        "304": error(304, b""),
+        # For the policy: no use in asking again, or a shorter request.
+        "400": error(400, {"error": {"message": "no"}}), "400 and a list": error(400, [{"error": 1}]),
+        "400 and a context too short": error(400, {"error": {"message": "maximum context length is 4096"}}),
+        "401": error(401, b""), "402": error(402, {"error": None}), "403": error(403, b"<html>"),
+        "404": error(404, {"detail": "Not Found"}), "413": error(413, b"too large"), "422": error(422, {"detail": [{}]}),
+        "no credit": error(429, {"error": {"code": "insufficient_quota", "type": "billing_error"}}),
+    }  # fmt: skip
+
+
+def broken_off(api: str) -> dict[str, Answer]:
+    """Not complete: to be asked again."""
+    it = Good(api)
+    body, document, half = it.body, it.document, it.half
+    return {
+        "hung up before the head": Answer(None, ()), "reset": Answer(None, (), "reset"),
         "no HTTP": Answer(None, (b"SSH-2.0-OpenSSH_9.6\r\n\r\n",)),
         "a head that breaks off": Answer(None, (b"HTTP/1.1 200 OK\r\ncontent-ty",)),
         "200 and nothing": Answer(SSE, ()), "200 and HTML": Answer(SSE, (b"<html>\n<p>data: hello</p>\n</html>",)),
@@ -199,10 +235,8 @@ def transport(api: str) -> dict[str, Answer]:
         "half, then reset": Answer(SSE, (half,), "reset"), "half, then a hang": Answer(SSE, (half,), "hang"),
         "half an event": Answer(SSE, (body[: len(half) - 20],)),
         "a hole": Answer(SSE, (body.replace(b'{"', b'{', 3),)),
-        "gzip that is none": Answer(SSE.replace(b"connection", b"content-encoding: gzip\r\nconnection"), (body,)),
-        "gzip that breaks off": Answer(SSE.replace(b"connection", b"content-encoding: gzip\r\nconnection"),
-                                       (gzip.compress(half)[:-20],)),
-        "chunks that are none": Answer(chunked, (b"zz\r\n" + half,)),
+        "gzip that is none": Answer(GZIP, (body,)), "gzip that breaks off": Answer(GZIP, (gzip.compress(half)[:-20],)),
+        "chunks that are none": Answer(CHUNKED, (b"zz\r\n" + half,)),
         "half of a whole answer": Answer(JSON, (document[: len(document) // 2],)),
         "an error in the stream": Answer(SSE, (half + lines(api, [{"type": "error", "error": {"type": "overloaded_error"}}],
                                                             done=False),)),
@@ -210,12 +244,6 @@ def transport(api: str) -> dict[str, Answer]:
         "an error in the stream, a list": Answer(SSE, (lines(api, [{"error": [1, {}]}], done=False),)),
         "an error in the stream, code 503": Answer(SSE, (lines(api, [{"error": {"code": 503}}], done=False),)),
         "an object too deep": Answer(SSE, (b"data: " + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"\n\n",)),
-        # For the policy: no use in asking again, or a shorter request.
-        "400": error(400, {"error": {"message": "no"}}), "400 and a list": error(400, [{"error": 1}]),
-        "400 and a context too short": error(400, {"error": {"message": "maximum context length is 4096"}}),
-        "401": error(401, b""), "402": error(402, {"error": None}), "403": error(403, b"<html>"),
-        "404": error(404, {"detail": "Not Found"}), "413": error(413, b"too large"), "422": error(422, {"detail": [{}]}),
-        "no credit": error(429, {"error": {"code": "insufficient_quota", "type": "billing_error"}}),
     }  # fmt: skip
 
 

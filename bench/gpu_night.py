@@ -35,7 +35,7 @@ from agent.records import Experiment
 from agent.run.gpu import device_name, find_device, visible_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ("train.py", "prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py")
+FILES = ("train.py", "prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py", "evaluated_model.py")
 # The line of train.py that the story changes: as it is, as it begins, and far too low.
 RATE, LOW_RATE, LOWEST_RATE = (
     f"HEAD_LR = {rate}  # AdamW: the output layer" for rate in ("0.01", "0.0002", "0.000001")

@@ -34,7 +34,7 @@ class Leaks:
     def __init__(self, folder: Path, sandbox: Sandbox, stack: contextlib.ExitStack):
         self.home, cache, corpus = folder / ".research" / "leaks", folder / "cache", folder / "corpus"
         corpus.mkdir()
-        names = ("prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py")
+        names = ("prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py", "evaluated_model.py")
         self.protected = [shutil.copy(ROOT / name, folder) for name in names]
         for number, text in enumerate(_texts()):
             (corpus / f"{number}.txt").write_text(text)

@@ -154,7 +154,7 @@ def test_what_is_claimed_decides_how_many_probes_there_are(first: dict[str, dict
 
 
 def copy_protected(folder: Path) -> None:
-    for name in ("prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py"):
+    for name in ("prepare.py", "corpus.py", "documents.py", "cleaning.py", "evaluation.py", "evaluated_model.py"):
         shutil.copy(ROOT / name, folder)
 
 

@@ -97,7 +97,7 @@ def trained(env: Environment) -> training.Trainer:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.prepare, "TRAIN", Path(env["OVERNIGHT_CACHE"]) / "train")
         patch.setattr(training.prepare, "TOKENS", 10_240)
-        trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
+        trainer = training.Trainer(training.GPT(training.Config(512, 128, 128)))
         training.train(trainer, training.prepare.TrainData(), training.prepare.Budget())
     return trainer
 
@@ -132,12 +132,12 @@ def test_the_saved_model_is_the_trained_one(
         assert torch.equal(trained.model(tokens), training.load_model(str(tmp_path / "model"), "cpu")(tokens))
 
 
-def test_warming_up_leaves_no_trace(served: training.prepare.TrainData) -> None:
-    trainer = training.Trainer(training.Config(512, 128, 128), "cpu")
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    trainer.compile(torch.from_numpy(next(served.batches(4))))
-    assert not trainer.adam.state
-    assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
+def test_the_step_that_compiles_leaves_no_trace(served: training.prepare.TrainData) -> None:
+    model = training.GPT(training.Config(512, 128, 128))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    training.Trainer(model).step(torch.from_numpy(next(served.batches(4))), 0.0)
+    assert not training.Trainer(model).adam.state
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_each_pass_serves_every_row_once_in_an_order_of_its_own(served: training.prepare.TrainData) -> None:

@@ -13,8 +13,9 @@ from rich.table import Table
 from agent.asking import Asking
 from agent.backup import tags_with_refs
 from agent.cli.beforehand import check_proposers, so_far
+from agent.cli.flags import Flags
 from agent.cli.nights import choose_tag, nights
-from agent.cli.wiring import Flags, ProgramFile, Prompts
+from agent.cli.wiring import ProgramFile, Prompts
 from agent.history import History
 from agent.judge.noise import baseline_trials
 from agent.lab_note import duration
@@ -52,11 +53,11 @@ class Estimate:
     """Dollars; None: no price is known."""
 
 
-def preview(repo: Path, flags: Flags, today: str, console: Console) -> None:
+def preview(flags: Flags, today: str, console: Console) -> None:
     """Prints the first prompt, and what the night would come to. Raises Failure for what would keep it from beginning,
     as far as that can be told without starting anything."""
-    root = project_folder(repo)
-    tag = choose_tag(root, flags.tag, today, flags.new, tags_with_refs(open_repository(repo)))
+    root = project_folder(flags.repo)
+    tag = choose_tag(root, flags.tag, today, flags.new, tags_with_refs(open_repository(flags.repo)))
     workspace, program = Workspace(root, tag), ProgramFile(root, flags.contract).load()
     device = find_device(program.device)
     budget = program.budget_on(device)
@@ -71,7 +72,7 @@ def preview(repo: Path, flags: Flags, today: str, console: Console) -> None:
     def say(text: str) -> None:
         console.print(text, markup=False)
 
-    check_proposers(flags.stoppers.usd, flags.check, night, proposer, fallback, request, say)
+    check_proposers(flags.stoppers.usd, not flags.no_check, night, proposer, fallback, request, say)
     if proposer.name != "search":  # it reads the files, and no prompt
         for name, text in (("system", request.system), ("user", request.turns[0].text)):
             console.rule(f"the {name} part of prompt {request.number}", style="dim")

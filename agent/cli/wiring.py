@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from agent.cli.beforehand import (
     same_night,
     so_far,
 )
+from agent.cli.flags import Flags
 from agent.cli.nights import check_quiet, choose_tag, newest
 from agent.commands import is_translated
 from agent.errors import Failure, ProgramError
@@ -60,7 +61,7 @@ from agent.propose.choose import banner, choose_fallback, choose_proposer
 from agent.propose.command import CommandProposer
 from agent.propose.templates import Templates
 from agent.protocols import Executor, Proposer, Request
-from agent.records import Experiment, Stoppers, Surroundings
+from agent.records import Experiment, Surroundings
 from agent.run.environment import find_environment, said
 from agent.run.gpu import device_name, find_device, visible_gpus
 from agent.run.inputs import listing
@@ -88,37 +89,6 @@ def local(workspace: Workspace, room: Sandbox, program: Program, slots: int) -> 
 
 
 EXECUTORS: dict[str, Callable[[Workspace, Sandbox, Program, int], Executor]] = {"local": local}
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What the command line says; `contract` lies over program.md's front matter."""
-
-    tag: str | None
-    proposer: str
-    model: str | None
-    base_url: str | None
-    command: str | None
-    replay: Path | None
-    sandbox: str
-    stoppers: Stoppers
-    notify: str | None = None
-    fallback: str | None = None
-    new: bool = False
-    """Begin another night, though one is not finished."""
-    check: bool = True
-    """Ask the model's server beforehand whether it is there."""
-    slots: int = 1
-    push: str | None = None
-    track: Sequence[str] = ()
-    """Experiment trackers, like `mlflow` or `mlflow:URI`."""
-    plain: bool = False
-    """Lines alone, also on a terminal that could show more."""
-    watch: bool = False
-    port: int | None = None
-    command_unsandboxed: bool = False
-    """The program of --command runs with all the person's rights."""
-    contract: Mapping[str, Any] = field(default_factory=dict)
 
 
 OBSERVERS: dict[str, Callable[[Path, Console, Flags], Observer]] = {
@@ -172,40 +142,18 @@ class Parts:
             say_goodbye(followers, self.loop.night.stopping)
 
 
-def assemble(repo: Path, flags: Flags, today: str) -> Parts:
+def assemble(flags: Flags, today: str) -> Parts:
     """Everything a night needs, checked before anything is run. Raises Failure, one line."""
-    root, service, opened = project_folder(repo), notifier(flags.notify), open_repository(repo)
-    trackers = [parse_tracker(text) for text in flags.track]
-    brought = bring_back(opened, root / ".research")
-    tag = choose_tag(root, flags.tag, today, flags.new, tags_with_refs(opened))
-    workspace, console = Workspace(root, tag), Console(highlight=False, soft_wrap=True)
-    if not (workspace.home / "ledger.db").exists():
-        workspace.claim(())
-    reread = ProgramFile(root, flags.contract)
-    program = reread.load()
-    device = find_device(program.device)
-    program.budget_on(device)  # raises where it has none for this device
-    workspace.check(workspace.head, [*program.edit, *program.protect])
-    workspace.check_submodules()
-    proposer = choose_proposer(
-        flags.proposer,
-        model=flags.model,
-        base_url=flags.base_url,
-        command=flags.command,
-        replay=flags.replay,
-        device=device,
-    )
-    fallback, say = choose_fallback(flags.fallback, proposer, device), teller(console)
-    before = so_far(workspace.home)
-    templates = Templates(root / "prompts", lambda text: inbox.put(ev.Noted(text=text)))
-    first = context.first_request(
-        1, program, workspace.read(workspace.head, program.edit), (), {}, Templates(root / "prompts", lambda text: None)
-    )
-    if flags.push:
-        check_remote(root, flags.push, before, say)
-    check_proposers(before.limits_with(flags.stoppers).usd, flags.check, before, proposer, fallback, first, say)
+    service, trackers = notifier(flags.notify), [parse_tracker(text) for text in flags.track or ()]
+    workspace, brought = open_workspace(flags, today)
+    console = Console(highlight=False, soft_wrap=True)
+    say, reread = teller(console), ProgramFile(workspace.root, flags.contract)
+    program, before = reread.load(), so_far(workspace.home)
+    device = check_device(program, workspace)
+    proposer, fallback = check_who_proposes(flags, workspace, program, device, before, say)
     workspace.prepare_home()
-    room = choose_sandbox(flags.sandbox, private=(workspace.top,), where=workspace.home)
+    wanted = "none" if flags.unsafe_no_sandbox else flags.sandbox
+    room = choose_sandbox(wanted, private=(workspace.top,), where=workspace.home)
     ledger, told = open_ledger(workspace.repo, workspace.home)
     clock = RealClock()
     inbox, night = SpoolInbox(workspace.home, clock), ledger.night()
@@ -222,7 +170,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
     make_sure(room, workspace, program, say)
     if isinstance(proposer, CommandProposer):
         shut_in(proposer, None if flags.command_unsandboxed else room, workspace, program, before, say)
-    inputs = partial(listing, root, (*program.data, *program.holdout))
+    inputs = partial(listing, workspace.root, (*program.data, *program.holdout))
     same_inputs(night, ledger, data, now := inputs())
     executor = EXECUTORS["local"](workspace, room, program, flags.slots)
     actions = Actions(
@@ -232,7 +180,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         executor=executor,
         proposer=proposer,
         caller=ThreadCaller(proposer, fallback),
-        prompts=Prompts(templates),
+        prompts=Prompts(Templates(workspace.root / "prompts", lambda text: inbox.put(ev.Noted(text=text)))),
         device=device,
         emit=inbox.put,
         fallback=fallback,
@@ -240,27 +188,81 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         updated=version.changed,
     )
     capacity = Capacity(slots=executor.slots, calls=executor.slots, evaluations=1)
-    surroundings = Surroundings(
+    around = surroundings(room, data, ledger.put(json.dumps(now)), device, fallback)
+    loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, around)
+    backup = copy_path(workspace.repo, workspace.home)
+    observers = [make(workspace.home, console, flags) for make in OBSERVERS.values()]
+    observers += [Backup(workspace.home, backup), *asked_for(flags, workspace, service, trackers, say)]
+    return Parts(workspace.home, loop, inbox, executor, console, ledger, backup, observers)
+
+
+def open_workspace(flags: Flags, today: str) -> tuple[Workspace, Sequence[str]]:
+    """That of the night that is meant, and what there is to say of nights that were brought back from git."""
+    root, opened = project_folder(flags.repo), open_repository(flags.repo)
+    brought = bring_back(opened, root / ".research")
+    workspace = Workspace(root, choose_tag(root, flags.tag, today, flags.new, tags_with_refs(opened)))
+    if not (workspace.home / "ledger.db").exists():
+        workspace.claim(())
+    return workspace, brought
+
+
+def check_device(program: Program, workspace: Workspace) -> Device:
+    """What trials run on. Raises Failure where the commit can't be run there."""
+    device = find_device(program.device)
+    program.budget_on(device)  # raises where it has none for this device
+    workspace.check(workspace.head, [*program.edit, *program.protect])
+    workspace.check_submodules()
+    return device
+
+
+def check_who_proposes(
+    flags: Flags, workspace: Workspace, program: Program, device: Device, before: Night, say: Callable[[str], None]
+) -> tuple[Proposer, Proposer | None]:
+    """The proposer, and its fallback. Raises Failure where one is not there, or the remote of --push is not."""
+    proposer = choose_proposer(
+        flags.proposer,
+        model=flags.model,
+        base_url=flags.base_url,
+        command=flags.command,
+        replay=flags.replay,
+        device=device,
+    )
+    fallback = choose_fallback(flags.fallback, proposer, device)
+    templates = Templates(workspace.root / "prompts", lambda text: None)
+    first = context.first_request(1, program, workspace.read(workspace.head, program.edit), (), {}, templates)
+    if flags.push:
+        check_remote(workspace.root, flags.push, before, say)
+    usd = before.limits_with(flags.stoppers).usd
+    check_proposers(usd, not flags.no_check, before, proposer, fallback, first, say)
+    return proposer, fallback
+
+
+def surroundings(room: Sandbox, data: str, inputs: str, device: Device, fallback: Proposer | None) -> Surroundings:
+    """Where this start of the night runs; `inputs`: the hash under which the journal has them."""
+    return Surroundings(
         sandbox=room.name,
         weaker="; ".join(room.weaker),
         data=data,
-        inputs=ledger.put(json.dumps(now)),
+        inputs=inputs,
         hardware=device_name(device),
         cards=",".join(gpu.uuid for gpu in visible_gpus()) if device == "cuda" else "",
         fallback=fallback.name if fallback else "",
     )
-    loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, surroundings)
-    backup = copy_path(workspace.repo, workspace.home)
-    observers = [make(workspace.home, console, flags) for make in OBSERVERS.values()]
-    observers += [Backup(workspace.home, backup)]
+
+
+def asked_for(
+    flags: Flags, workspace: Workspace, service: Any, trackers: Sequence[tuple[str, str]], say: Callable[[str], None]
+) -> Iterator[Observer]:
+    """The observers that flags ask for."""
+    home, root = workspace.home, workspace.root
     if flags.watch:
-        observers.append(Served(workspace.home, root, flags.port, say))
+        yield Served(home, root, flags.port, say)
     if flags.push:
-        observers.append(Push(workspace.home, root, flags.push, say))
+        yield Push(home, root, flags.push, say)
     if service:
-        observers.append(Notify(workspace.home, service))
-    observers += [Track(workspace.home, root, name, where, say) for name, where in trackers]
-    return Parts(workspace.home, loop, inbox, executor, console, ledger, backup, observers)
+        yield Notify(home, service)
+    for name, where in trackers:
+        yield Track(home, root, name, where, say)
 
 
 def shut_in(

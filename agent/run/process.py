@@ -181,24 +181,11 @@ def run_process(
     _note(record, mark)
     stderr = subprocess.PIPE if apart else subprocess.STDOUT
     process = start(argv, cwd, env, mark, guarded, stdin=stdin, stdout=subprocess.PIPE, stderr=stderr)
-    tree = Tree(psutil.Process(process.pid), mark)  # not reaped yet, so it is there
+    tree, seconds = Tree(psutil.Process(process.pid), mark), 0.0  # not reaped yet, so it is there
     with _Reader(process, log, on_line, cancel) as reader:
-        stopped, peak, kill_at, seconds = "", 0, float("inf"), 0.0
         try:
             _note(record, mark, process.pid)
-            look_at = started + 0.1
-            while process.poll() is None and uptime.now() < kill_at:
-                reader.read(min(look_at, kill_at if stopped else limit.at) - uptime.now())
-                if (now := uptime.now()) >= look_at:
-                    peak = max(peak, tree.look())
-                    sample({process.pid, *(seen.pid for seen in tree.seen)})
-                    look_at = now + max(1.0, 50 * (uptime.now() - now))  # at most 2% of a core
-                if not stopped and (cancel.asked or now >= limit.at):
-                    stopped = "interrupted" if cancel.asked else limit.why
-                    kill_at = now + (min(grace, STOP_GRACE) if cancel.asked else grace)
-                    tree.signal_group(signal.SIGTERM)
-                if cancel.now:
-                    break
+            stopped, peak = _watch(process, tree, reader, limit, cancel, sample, grace)
         finally:
             seconds = uptime.now() - started
             if guarded:
@@ -212,6 +199,32 @@ def run_process(
                 record.unlink(missing_ok=True)
     code = process.returncode if process.returncode is not None else -signal.SIGKILL
     return Ended(code, stopped, seconds, peak)
+
+
+def _watch(
+    process: subprocess.Popen[bytes],
+    tree: Tree,
+    reader: _Reader,
+    limit: Limit,
+    cancel: Cancel,
+    sample: Callable[[set[int]], None],
+    grace: float,
+) -> tuple[str, int]:
+    """Read what it says until it ends, or has to be ended: why it was stopped, and the peak of its memory in bytes."""
+    stopped, peak, kill_at, look_at = "", 0, float("inf"), uptime.now() + 0.1
+    while process.poll() is None and uptime.now() < kill_at:
+        reader.read(min(look_at, kill_at if stopped else limit.at) - uptime.now())
+        if (now := uptime.now()) >= look_at:
+            peak = max(peak, tree.look())
+            sample({process.pid, *(seen.pid for seen in tree.seen)})
+            look_at = now + max(1.0, 50 * (uptime.now() - now))  # at most 2% of a core
+        if not stopped and (cancel.asked or now >= limit.at):
+            stopped = "interrupted" if cancel.asked else limit.why
+            kill_at = now + (min(grace, STOP_GRACE) if cancel.asked else grace)
+            tree.signal_group(signal.SIGTERM)
+        if cancel.now:
+            break
+    return stopped, peak
 
 
 def start(

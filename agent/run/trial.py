@@ -150,7 +150,7 @@ def test(job: Job) -> dict[str, float]:
 
 def train(job: Job) -> None:
     """Fills job.found but for the metric; `text` is what was printed. Raises Bad, and MachineFault."""
-    task, slack = job.task, job.task.slack
+    task = job.task
     fill(job, "tree", () if task.feed else task.data)
     for folder in (task.output, task.folder / "compiled"):
         remove(folder)
@@ -158,31 +158,8 @@ def train(job: Job) -> None:
     task.output.chmod(0o777)  # where rooms are other users'; it lies below a folder that only its owner can enter
     room = make_room(job, "training")
     job.compiled.lend(task.experiment, task.builds_on, job.sandbox.compiled(room), task.folder / "compiled")
-    progress, most = Progress(task.budget_seconds), task.budget_seconds * 1.1 + 1.5 * slack
-    measures = 0 if task.evaluate else bounded(task.evaluation, task.slowest_end, task.slack)
-    limit = first_limit(task, most + measures)
-    too_long = f"training with a budget of {task.budget} did not end within"
-
-    def on_line(line: str) -> None:
-        waiting = not progress.began
-        if feed and line == READY:
-            progress.begin()
-            feed.go()
-        progress.feed(line)
-        if waiting and progress.began:
-            limit.within(most + measures, f"{too_long} {most + measures:.0f} s")
-        if progress.began and progress.last > progress.began + most:
-            limit.within(0, f"{too_long} {most:.0f} s")
-        if progress.diverged:
-            limit.within(0, progress.diverged)
-        job.report("training" if progress.began else "startup", progress)
-
-    started, use = uptime.now(), DeviceUse(task.card)
-    feed = make_feed(job, task.feed) if task.feed else None
-    try:
-        ended = run(job, task.run, room, limit, on_line, use, stdin=feed.stdin if feed else subprocess.DEVNULL)
-    finally:
-        unfed = feed.close() if feed else ""
+    progress, started, use = Progress(task.budget_seconds), uptime.now(), DeviceUse(task.card)
+    ended, unfed = run_training(job, room, progress, use)
     begin = (progress.began or started) - started
     trained = max(0.0, ended.seconds - begin)  # begin counts from a moment before the process
     said = progress.numbers.get("peak_vram_mb", 0) * (1 << 20)  # it may be any number
@@ -204,15 +181,50 @@ def train(job: Job) -> None:
     check_end(ended, job.log.tail, task=task)
     if not use.seen:
         raise Bad("crash", use.not_seen)
-    if task.speaks and not progress.began:
-        raise Bad("violation", "it prints no progress lines (step N, loss X), so its time can't be told")
-    spent = trained if task.evaluate else progress.last - progress.began
-    if progress.began and task.budget_tokens is None and spent > task.budget_seconds * 1.05 + slack:
-        raise Bad("violation", f"it trained for {spent:.1f} s; its budget is {task.budget}")
+    check_time(task, progress, trained)
     if job.fills_modules:
         job.modules.take(task.output / "modules")
     remove(task.output / "modules")
     job.compiled.take(task.experiment, job.sandbox.compiled(room), task.folder / "compiled")
+
+
+def run_training(job: Job, room: Room, progress: Progress, use: DeviceUse) -> tuple[Ended, str]:
+    """Run the training command within its time. How it ended, and why it was not fed, if it was not."""
+    task = job.task
+    most = task.budget_seconds * 1.1 + 1.5 * task.slack
+    measures = 0 if task.evaluate else bounded(task.evaluation, task.slowest_end, task.slack)
+    limit = first_limit(task, most + measures)
+    too_long = f"training with a budget of {task.budget} did not end within"
+
+    def on_line(line: str) -> None:
+        waiting = not progress.began
+        if feed and line == READY:
+            progress.begin()
+            feed.go()
+        progress.feed(line)
+        if waiting and progress.began:
+            limit.within(most + measures, f"{too_long} {most + measures:.0f} s")
+        if progress.began and progress.last > progress.began + most:
+            limit.within(0, f"{too_long} {most:.0f} s")
+        if progress.diverged:
+            limit.within(0, progress.diverged)
+        job.report("training" if progress.began else "startup", progress)
+
+    feed = make_feed(job, task.feed) if task.feed else None
+    try:
+        ended = run(job, task.run, room, limit, on_line, use, stdin=feed.stdin if feed else subprocess.DEVNULL)
+    finally:
+        unfed = feed.close() if feed else ""
+    return ended, unfed
+
+
+def check_time(task: Task, progress: Progress, trained: float) -> None:
+    """Raises Bad where it trained for longer than its budget, or where that can't be told."""
+    if task.speaks and not progress.began:
+        raise Bad("violation", "it prints no progress lines (step N, loss X), so its time can't be told")
+    spent = trained if task.evaluate else progress.last - progress.began
+    if progress.began and task.budget_tokens is None and spent > task.budget_seconds * 1.05 + task.slack:
+        raise Bad("violation", f"it trained for {spent:.1f} s; its budget is {task.budget}")
 
 
 def make_feed(job: Job, command: str) -> Feed:
