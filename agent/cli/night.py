@@ -100,6 +100,9 @@ def run(
     watch: Annotated[bool, typer.Option("--watch", help="Show the night as a page too, as `watch` does.")] = False,
     port: Annotated[int | None, typer.Option(min=1, max=65535, help="With --watch: where the page is.")] = None,
     slots: Annotated[int, typer.Option(min=1, hidden=True)] = 1,
+    no_lookahead: Annotated[
+        bool, typer.Option("--no-lookahead", help="Ask for no proposal while a trial runs: only after its verdict.")
+    ] = False,
 ) -> None:
     """Run the loop: propose, train, measure, keep or reset, until a limit or Ctrl-C."""
     overrides = {
@@ -130,6 +133,7 @@ def run(
         notify=notify,
         sandbox="none" if unsafe_no_sandbox else sandbox,
         slots=slots,
+        lookahead=not no_lookahead,
         plain=plain,
         watch=watch,
         port=port,

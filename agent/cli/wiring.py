@@ -109,6 +109,8 @@ class Flags:
     check: bool = True
     """Ask the model's server beforehand whether it is there."""
     slots: int = 1
+    lookahead: bool = True
+    """Ask for the next proposal while a trial trains."""
     push: str | None = None
     track: Sequence[str] = ()
     """Experiment trackers, like `mlflow` or `mlflow:URI`."""
@@ -239,7 +241,7 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         inputs=inputs,
         updated=version.changed,
     )
-    capacity = Capacity(slots=executor.slots, calls=executor.slots, evaluations=1)
+    capacity = Capacity(executor.slots, calls=executor.slots, evaluations=1, lookahead=int(flags.lookahead))
     surroundings = Surroundings(
         sandbox=room.name,
         weaker="; ".join(room.weaker),
