@@ -37,6 +37,13 @@ class Refs:
         lines = self.run("for-each-ref", "--format=%(objectname) %(refname)", *names).splitlines()
         return {name: commit for commit, _, name in (line.partition(" ") for line in lines)}
 
+    def at(self, name: str) -> str:
+        """What this ref points to; "" where there is none. `all` would read thousands at the end of a long night."""
+        try:
+            return self.run("rev-parse", "--verify", "--quiet", name).strip()
+        except git.GitCommandError:
+            return ""
+
     def pins(self) -> dict[int, str]:
         """Experiment -> its pinned commit."""
         pairs = ((name.removeprefix(f"{self.pinned}/"), commit) for name, commit in self.all().items())
@@ -71,9 +78,9 @@ class Refs:
     def advance(self, commit: str, ours: Collection[str]) -> str:
         """Move the night's branch to a kept commit; what there is to say of it. A branch that stands at what is not
         one of `ours`, or is checked out somewhere, is left alone."""
-        refs, checked_out, why = self.all(), self.checked_out(), ""
+        checked_out, why = self.checked_out(), ""
         for name in (self.branch, self.second):
-            found = refs.get(name, "")
+            found = self.at(name)
             if found == commit:
                 return ""
             if found and found not in ours:
@@ -109,12 +116,12 @@ class Refs:
         self.keep(f"{self.pinned}/{number}-{commit[:12]}", commit, ())
 
     def keep(self, name: str, commit: str, ours: Collection[str]) -> None:
-        found = self.all().get(name, "")
+        found = self.at(name)
         if found == commit:
             return
         if found and found not in ours:
             saved = f"{self.pinned}/saved-{found[:12]}"
-            self.set(saved, found, self.all().get(saved, ""))
+            self.set(saved, found, self.at(saved))
         self.set(name, commit, found)
 
     def set(self, name: str, commit: str, before: str) -> None:

@@ -80,7 +80,7 @@ class Noise(Record):
     @classmethod
     def of_night(cls, experiments: Iterable[Experiment]) -> Noise:
         """The noise as the ledger knows it, from every trial that was not picked for being extreme."""
-        return cls.of(group for e in experiments for group in groups(e))
+        return cls.of(group for e in experiments if len(e.trials) > 1 for group in groups(e))
 
     def __str__(self) -> str:
         """One sentence for the prompt and the report."""

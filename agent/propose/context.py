@@ -153,7 +153,7 @@ def _table(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str],
     tried = [e for e in done if e.number > 0]
     if not room:
         return _by_category(tried), [], []
-    lines = [_line(e) for e in tried]
+    lines = [_line_again(e) for e in tried]
     costs = [_cost(line) for line in lines]
     first, newer, older = 0, 0, SUMS
     for end, cost in enumerate(costs, 1):
@@ -190,6 +190,17 @@ def _by_category(experiments: Sequence[Experiment]) -> list[str]:
 @lru_cache(maxsize=4096)
 def _cost(line: str) -> int:
     return estimate_tokens(line) + 1
+
+
+LINES: dict[int, tuple[Experiment, str]] = {}
+"""By number, so that a prompt of a long night writes only the newest line."""
+
+
+def _line_again(e: Experiment) -> str:
+    known = LINES.get(e.number)
+    if known is None or known[0] is not e:
+        known = LINES[e.number] = e, _line(e)
+    return known[1]
 
 
 def _line(e: Experiment, limit: int = 160) -> str:
