@@ -347,11 +347,12 @@ def begin(night: Night, can: Capacity) -> Action | None:
         return None
     out = out_of_reach(night) and bool(night.fallback)  # then what waits for the proposer holds up no slot
     under_way = [e for e in night.open if not (out and e.asking and not e.asking.fallback)]
-    if len(under_way) >= can.slots - len(night.lost_slots) + (can.lookahead if night.reads else 0):
-        return None
-    if may_call(night, can.calls):
+    wanted = can.slots - len(night.lost_slots) - len(under_way)
+    known = night.reads and all(e.proposal for e in under_way)  # it can be told what is tried meanwhile
+    if may_call(night, can.calls) and wanted + (can.lookahead if known else 0) > 0:
         return Ask(len(night.experiments), "first")
-    return Ask(len(night.experiments), "first", fallback=True) if may_fall_back(night, can.calls) else None
+    fallback = wanted > 0 and may_fall_back(night, can.calls)
+    return Ask(len(night.experiments), "first", fallback=True) if fallback else None
 
 
 def end(night: Night) -> Action | None:

@@ -241,7 +241,8 @@ def assemble(repo: Path, flags: Flags, today: str) -> Parts:
         inputs=inputs,
         updated=version.changed,
     )
-    capacity = Capacity(executor.slots, calls=executor.slots, evaluations=1, lookahead=int(flags.lookahead))
+    ahead = int(flags.lookahead)
+    capacity = Capacity(executor.slots, calls=executor.slots + ahead, evaluations=1, lookahead=ahead)
     surroundings = Surroundings(
         sandbox=room.name,
         weaker="; ".join(room.weaker),
