@@ -80,7 +80,8 @@ class Asking:
             program = self.program(night)
             files = self.repository.read(parent, program.edit)
             finished = self.history.finished(night)
-            return self.prompts.first_request(number, program, files, finished, self.facts(finished), suggestion)
+            facts = self.facts(finished) | self.in_flight(night, number)
+            return self.prompts.first_request(number, program, files, finished, facts, suggestion)
         e, request = night.experiments[number], self.talk(night, number, parent)
         reply = next(self.journal.text(call.text) for call in reversed(e.talk) if call.reply)
         if kind == "repair":
@@ -129,6 +130,11 @@ class Asking:
             "Trials of what was kept that failed": failures(*kept) or None,
             "This machine trains on": self.device,
         }
+
+    def in_flight(self, night: Night, number: int) -> dict[str, object]:
+        """What other experiments try, whose outcome is not known."""
+        others = [self.history.whole(e) for e in night.open if e.number not in (0, number) and e.proposal]
+        return {"Being tried now, outcome unknown": "; ".join(f"#{e.number} {e.label}" for e in others) or None}
 
     def program(self, night: Night) -> Program:
         return self.history.program(night.program)

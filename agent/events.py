@@ -346,6 +346,13 @@ class Rebased(Event):
     """Of its parts those that can't be put on."""
 
 
+class Overtaken(Event):
+    """It was proposed for an older incumbent, and can't be put onto the present one: it is asked for again."""
+
+    experiment: int
+    by: int
+
+
 class Judged(Event):
     experiment: int
     verdict: Verdict

@@ -151,18 +151,36 @@ class Judging:
             files, left_out = self.put_on(whole, now, program), ()
             why = f"better than its parent, but it can't be put onto experiment {best}: both change the same lines"
         measured = {"metric": whole.metrics[0], "trials": 1} if whole.metrics else {}
+        if files is None and not e.trials:
+            return ev.Overtaken(experiment=number, by=best)
         if files is None:
             return judged(number, Verdict(kind="discard", reason=why, **measured))
         mark = checks.fingerprint({**now, **files})
         if mark == checks.fingerprint(now):
             why = f"experiment {best} was kept meanwhile and holds this change already"
             return judged(number, Verdict(kind="discard", reason=why, **measured))
+        if refusal := self.refused_there(night, e, mark, now, {**now, **files}):
+            return judged(number, refusal)
         message = first_note(self.history, night, number, program)
         commit = self.repository.commit_files(night.tip, files, message, e.created)
         return ev.Rebased(
             experiment=number, parent=night.tip, commit=commit, files=self.journal.put(json.dumps(files)),
             fingerprint=mark, left_out=left_out,
         )  # fmt: skip
+
+    def refused_there(
+        self, night: Night, e: state.Experiment, mark: str, before: dict[str, str], after: dict[str, str]
+    ) -> Verdict | None:
+        """Why a change that was not tried yet is not worth a trial on the present incumbent, or not allowed there."""
+        if e.trials or e.parts:
+            return None
+        same = night.tried.get(mark, e.number)
+        if same != e.number:
+            return Verdict(kind="duplicate", reason=f"same code as experiment {same}; propose something else")
+        if refusal := checks.check(before, after):
+            return Verdict(kind=refusal[0], reason=refusal[1])
+        reason = integrity.check_edit(before, after, self.program(night))
+        return Verdict(kind="violation", reason=reason) if reason else None
 
     def put_on(self, whole: Experiment, now: dict[str, str], program: Program) -> dict[str, str] | None:
         """The files that its change makes of those of `now`; None where it does not apply."""

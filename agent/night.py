@@ -285,7 +285,7 @@ class Night(Standing):
 
     def on_Rebased(self, event: ev.Rebased) -> Night:
         night = self
-        e = night.need(event.experiment, "measured", "waiting", "judged", "detached")
+        e = night.need(event.experiment, "trials", "measured", "waiting", "judged", "detached")
         if event.parent != night.tip:
             raise OutOfOrder(f"experiment {e.number} was put onto what is not the incumbent")
         old = tuple(replace(t, superseded=True) for t in e.trials)
@@ -294,11 +294,15 @@ class Night(Standing):
         night = requests.left_out(night, event) if event.left_out else night
         return replace(night, tried={**night.tried, event.fingerprint: e.number})
 
+    def on_Overtaken(self, event: ev.Overtaken) -> Night:
+        e = self.need(event.experiment, "trials")
+        return requests.not_used(self, e.number, event.at, f"experiment {event.by}, which was kept")
+
     def on_Judged(self, event: ev.Judged) -> Night:
         number, verdict = event.experiment, event.verdict.model_copy()
         e = self.experiments[number]
         if not e.ending:
-            self.need(number, "ask", "refused", "proposed", "measured", "waiting", "judged", "detached")
+            self.need(number, "ask", "refused", "proposed", "trials", "measured", "waiting", "judged", "detached")
         night = self.change(number, state="judged", verdict=verdict)
         if verdict.kind == "violation":  # refused without a trial, and not to be proposed again
             night = replace(night, tried={**night.tried, e.fingerprint: number})

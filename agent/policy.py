@@ -3,7 +3,9 @@
 In one paragraph: what has come back is decided on first. Of the wins that wait, the one that is surest is kept
 first, and the others are then put onto it. Free slots go to tests of kept commits, to trials that were cut off or
 that the judge waits for, and to new candidates, in this order. Free calls go to experiments under way before a new
-one, and a new one is begun only for a slot that would be idle. When enough is done nothing new is begun, and what
+one, and a new one is begun only for a slot that would be idle, or ahead of the next one that will be: what was
+proposed ahead is put onto what was kept meanwhile before it is trained, and asked for again where that does not work.
+When enough is done nothing new is begun, and what
 was begun is brought to its end. A proposer that fails, or says nothing that could be trained, never ends the night: it
 is asked again after growing waits, and after a while the night counts as paused, which is said; a fallback proposes
 meanwhile, where the person chose one. A machine on which no slot works is waited for and tried again as well. In
@@ -46,6 +48,8 @@ class Capacity(NamedTuple):
     slots: int = 1
     calls: int = 1
     evaluations: int = 1
+    lookahead: int = 0
+    """Experiments more than slots that may be under way, of a proposer that reads what is in flight."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Judge:
 
 @dataclass(frozen=True)
 class Rebase:
-    """Put a win on an older incumbent onto the present one."""
+    """Put a win on an older incumbent, or what was proposed for it, onto the present one."""
 
     experiment: int
 
@@ -196,7 +200,7 @@ def decisions(night: Night) -> Iterator[Action]:
             continue
         if e.state == "replied":
             yield Read(e.number)
-        elif e.state == "detached":
+        elif e.state == "detached" or overtaken(night, e):
             yield Rebase(e.number)
         elif e.state == "proposed":
             yield Check(e.number)
@@ -213,6 +217,11 @@ def decisions(night: Night) -> Iterator[Action]:
     for t in best.trials if best else ():
         if hopeless(t):
             yield CountAsCrash(best.number, t.number)  # type: ignore[union-attr]
+
+
+def overtaken(night: Night, e: Experiment) -> bool:
+    """Whether something was kept after it was proposed, and before any trial of it."""
+    return e.state == "trials" and e.number > 0 and not e.current and e.parent != night.tip
 
 
 def settled(e: Experiment) -> bool:
@@ -330,18 +339,20 @@ def ask(night: Night, can: Capacity) -> Action | None:
 
 
 def begin(night: Night, can: Capacity) -> Action | None:
-    """A new experiment, where a slot would be idle without it. Nothing is proposed before the baseline stands."""
+    """A new experiment, where a slot would be idle without it, now or at the end of a trial. Nothing is proposed before
+    the baseline stands."""
     if not night.experiments:
         return None if enough(night) else BeginBaseline()
     if night.incumbent is None or enough(night):
         return None
     out = out_of_reach(night) and bool(night.fallback)  # then what waits for the proposer holds up no slot
     under_way = [e for e in night.open if not (out and e.asking and not e.asking.fallback)]
-    if len(under_way) >= can.slots - len(night.lost_slots):
-        return None
-    if may_call(night, can.calls):
+    wanted = can.slots - len(night.lost_slots) - len(under_way)
+    known = night.reads and all(e.proposal for e in under_way)  # it can be told what is tried meanwhile
+    if may_call(night, can.calls) and wanted + (can.lookahead if known else 0) > 0:
         return Ask(len(night.experiments), "first")
-    return Ask(len(night.experiments), "first", fallback=True) if may_fall_back(night, can.calls) else None
+    fallback = wanted > 0 and may_fall_back(night, can.calls)
+    return Ask(len(night.experiments), "first", fallback=True) if fallback else None
 
 
 def end(night: Night) -> Action | None:

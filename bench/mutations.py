@@ -234,6 +234,15 @@ def skip_forgotten_with_the_process():
     return patch.object(Night, "on_Started", forgetful)
 
 
+def what_was_overtaken_trained_as_it_is():
+    return patch.object(policy, "overtaken", lambda night, e: False)
+
+
+def proposals_asked_for_far_ahead():
+    begin = policy.begin
+    return patch.object(policy, "begin", lambda night, can: begin(night, can._replace(lookahead=can.lookahead + 1)))
+
+
 MUTATIONS: dict[str, Mutation] = {
     function.__name__.replace("_", " "): function
     for function in (
@@ -257,6 +266,8 @@ MUTATIONS: dict[str, Mutation] = {
         veto_that_only_changes_the_verdict,
         suggestion_put_to_the_proposer_again_and_again,
         skip_forgotten_with_the_process,
+        what_was_overtaken_trained_as_it_is,
+        proposals_asked_for_far_ahead,
     )
 }
 

@@ -49,6 +49,8 @@ class Watch(Inspector):
     """What must hold after every event, seen from outside: by the journal, the bills and the refs."""
 
     world: World
+    most_open: int = 1
+    """Experiments that may be under way at once, those ahead of a free slot among them."""
     night: Night = field(default_factory=Night)
     """The sum of what is durable."""
     jobs: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)
@@ -62,6 +64,9 @@ class Watch(Inspector):
         before = self.night
         if isinstance(event, ev.Asked):
             self.patient(before, event)
+            self.wanted(before, event)
+        if isinstance(event, ev.TrialBegun):
+            self.on_the_incumbent(before, event)
         try:
             self.night = before.after(self.world.journal[-1])
         except (OutOfOrder, AssertionError, KeyError, IndexError) as error:
@@ -98,6 +103,18 @@ class Watch(Inspector):
         waited = event.at - before.failed_at
         if waited < min(600.0, SHORTEST_WAIT * before.outages) - TINY or not (before.paused or before.outages < 3):
             raise Violation(f"patience: call {event.call}, after {before.outages} outages, came too soon or unsaid")
+
+    def wanted(self, before: Night, event: ev.Asked) -> None:
+        """Money is spent on what can be tried soon: nothing is proposed far ahead."""
+        new = event.experiment not in before.experiments
+        kept_again = sum(1 for e in before.open if e.parts or e.accepted)  # of a person's making
+        if new and not event.fallback and len(before.open) - kept_again >= self.most_open:
+            raise Violation(f"ahead: experiment {event.experiment} is asked for while {len(before.open)} are under way")
+
+    def on_the_incumbent(self, before: Night, event: ev.TrialBegun) -> None:
+        e = before.experiments[event.experiment]
+        if e.number and not e.current and e.parent != before.tip:
+            raise Violation(f"on the incumbent: the first trial of experiment {e.number} is on an older one")
 
     def surest_first(self, before: Night, event: ev.Published) -> None:
         e = before.experiments[event.experiment]
@@ -211,11 +228,11 @@ def simulate(seed: str) -> Outcome:
     """One night to its end, through as many processes as it takes."""
     rng = random.Random(seed)
     world = draw(rng)
-    watch = Watch(world)
+    slots, ahead = rng.choice([1, 1, 2, 2, 3, 4]), random.Random(f"{seed} ahead").randint(0, 1)
+    watch = Watch(world, most_open=slots + ahead)
     world.inspector = watch
     outcome = Outcome(seed)
-    slots = rng.choice([1, 1, 2, 2, 3, 4])
-    capacity = Capacity(slots=slots, calls=rng.randint(1, slots), evaluations=1)
+    capacity = Capacity(slots=slots, calls=rng.randint(1, slots), evaluations=1, lookahead=ahead)
     stoppers = Stoppers(
         experiments=rng.randint(1, 6) if rng.random() < 0.7 else rng.randint(6, 14),
         usd=rng.choice([None, None, rng.uniform(0.2, 3.0)]),

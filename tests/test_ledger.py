@@ -201,6 +201,7 @@ EVENTS = [
     ev.TrialCancelled(experiment=1, number=0, attempt=1),
     ev.RerunWanted(experiment=1, of="incumbent", reason="r"),
     ev.SentBack(experiment=1),
+    ev.Overtaken(experiment=1, by=2),
     ev.Judged(experiment=0, verdict=Verdict(kind="baseline", reason="r", metric=1.0)),
     ev.Judged(experiment=1, verdict=Verdict(kind="keep", reason="r", metric=1.0)),
     ev.Published(experiment=0, commit="c"),

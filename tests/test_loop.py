@@ -104,6 +104,7 @@ def test_a_night_with_a_model_gives_each_reply_its_own_verdict(project: Path):
     before = git(project, "status", "--porcelain", "--branch")
     with ModelServer(STORY) as server:
         flags = ("--proposer", "anthropic", "--base-url", server.url, "--experiments", "6", "--budget", "1s")
+        flags += ("--no-lookahead",)  # the replies are in order
         said = night(project, *flags, ANTHROPIC_API_KEY="sk-planted-key")
     assert kinds(project) == VERDICTS
     prompts = [json.dumps(request) for request in server.requests]
@@ -138,7 +139,8 @@ def test_a_night_with_a_model_gives_each_reply_its_own_verdict(project: Path):
 
 def test_a_night_with_a_model_of_the_other_api_repairs_and_judges_as_well(project: Path):
     with ModelServer(STORY[:3]) as server:
-        night(project, "--proposer", "openai", "--base-url", server.url + "/v1", "--experiments", "2")
+        flags = ("--experiments", "2", "--no-lookahead")  # the replies are in order
+        night(project, "--proposer", "openai", "--base-url", server.url + "/v1", *flags)
         prompts = [json.dumps(request) for request in server.requests]
     assert kinds(project) == VERDICTS[:3]
     assert len(prompts) == 3

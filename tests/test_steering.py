@@ -90,7 +90,7 @@ def test_every_request_survives_a_kill_before_and_after_it_is_recorded(tmp_path:
     ):
         assert expected in steer(project, *said, refused=True)
     with ModelServer(replies) as server:
-        flags = ("--proposer", "openai", "--base-url", server.url + "/v1", "--push", str(remote))
+        flags = ("--proposer", "openai", "--base-url", server.url + "/v1", "--push", str(remote), "--no-lookahead")
         with loop(project, *flags, "--experiments", "40") as process:
             pushed = lambda: "WIDTH = 16" in shown_at(remote)  # noqa: E731
             hangs = lambda: any(isinstance(e, ev.TrialBegun) and e.experiment == 3 for e in events(project))  # noqa: E731

@@ -91,6 +91,9 @@ class Flags:
     plain: Annotated[bool, Option("--plain", help="Lines alone, on any terminal.")] = False
     watch: Annotated[bool, Option("--watch", help="Show the night as a page too, as `watch` does.")] = False
     port: Annotated[int | None, Option(min=1, max=65535, help="With --watch: where the page is.")] = None
+    no_lookahead: Annotated[
+        bool, Option("--no-lookahead", help="Ask for no proposal while a trial runs: only after its verdict.")
+    ] = False
     slots: Annotated[int, Option(min=1, hidden=True)] = 1
 
     @property

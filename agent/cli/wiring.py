@@ -187,7 +187,8 @@ def assemble(flags: Flags, today: str) -> Parts:
         inputs=inputs,
         updated=version.changed,
     )
-    capacity = Capacity(slots=executor.slots, calls=executor.slots, evaluations=1)
+    ahead = 0 if flags.no_lookahead else 1
+    capacity = Capacity(executor.slots, calls=executor.slots + ahead, evaluations=1, lookahead=ahead)
     around = surroundings(room, data, ledger.put(json.dumps(now)), device, fallback)
     loop = Loop(ledger, actions, inbox, clock, capacity, flags.stoppers, around)
     backup = copy_path(workspace.repo, workspace.home)
