@@ -80,8 +80,9 @@ class Refs:
                 why = why or f"was moved to {found[:12]} by somebody else"
             elif name in checked_out:
                 why = why or "is checked out"
+            elif (now := self.try_to_set(name, commit, found)) != commit:
+                why = why or f"was moved to {now[:12]} by somebody else"
             else:
-                self.set(name, commit, found)
                 return self.told(why, found) if name == self.second else ""
         return f"research/{self.tag} {why}: the kept commits are at {self.pinned}/ alone"
 
@@ -128,6 +129,16 @@ class Refs:
             if attempt == TRIES - 1 or not self.outlast(self.common / f"{name}.lock"):
                 break
         raise Failure(f"git can't move {name.removeprefix('refs/heads/')}: {said}")
+
+    def try_to_set(self, name: str, commit: str, before: str) -> str:
+        """Where the ref stands then: elsewhere, if somebody moved it just now. Raises Failure where git can't."""
+        try:
+            self.set(name, commit, before)
+        except Failure:
+            if (now := self.all().get(name, "")) in ("", before):
+                raise
+            return now
+        return commit
 
     def outlast(self, lock: Path) -> bool:
         """Wait until this lock is gone, and remove it once no living git can be its owner. False: there is none."""

@@ -121,6 +121,87 @@ def test_a_journal_is_kept_where_memory_is_not_shared(tmp_path: Path, kind: str)
     assert file_system(Path("/elsewhere x/a"), mounts) == "tmpfs"
 
 
+SHARED = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static int lacks(const char *what) { const char *all = getenv("LACKS"); return all && strstr(all, what) != 0; }
+
+int fcntl64(int fd, int command, ...) {
+    va_list rest; va_start(rest, command); void *value = va_arg(rest, void *); va_end(rest);
+    if ((command == F_SETLK || command == F_SETLKW) && lacks("locks")) return 0;
+    int (*usual)(int, int, ...) = dlsym(RTLD_NEXT, "fcntl64");
+    return usual(fd, command, value);
+}
+int fcntl(int fd, int command, ...) {
+    va_list rest; va_start(rest, command); void *value = va_arg(rest, void *); va_end(rest);
+    return fcntl64(fd, command, value);
+}
+int flock(int fd, int operation) {
+    if (lacks("flock")) { errno = ENOLCK; return -1; }
+    int (*usual)(int, int) = dlsym(RTLD_NEXT, "flock");
+    return usual(fd, operation);
+}
+void *mmap64(void *at, size_t length, int protection, int flags, int fd, off64_t offset) {
+    if ((flags & MAP_SHARED) && (protection & PROT_WRITE) && fd >= 0 && lacks("memory")) {
+        errno = ENODEV; return MAP_FAILED;
+    }
+    void *(*usual)(void *, size_t, int, int, int, off64_t) = dlsym(RTLD_NEXT, "mmap64");
+    return usual(at, length, protection, flags, fd, offset);
+}
+void *mmap(void *at, size_t length, int protection, int flags, int fd, off_t offset) {
+    return mmap64(at, length, protection, flags, fd, offset);
+}
+"""
+"""What a file system between machines may lack; for the commands that this library is loaded into."""
+KEEP = """
+import sys
+from pathlib import Path
+from agent import events as ev
+from agent.errors import Failure
+from agent.ledger import Ledger
+try:
+    ledger = Ledger(Path(sys.argv[1]))
+except Failure as failure:
+    raise SystemExit(print(failure))
+ledger.append(ev.Noted(text="kept"))
+mode = ledger.db.execute("PRAGMA journal_mode").fetchone()[0]
+ledger.close()
+print(mode, [event.text for _, event in Ledger(Path(sys.argv[1]), readonly=True).events()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("lacks", "says"),
+    [
+        ("", "wal ['kept']"),
+        ("memory", "truncate ['kept']"),
+        ("memory locks", "locks do not hold): clone the repository onto a local disk"),
+        ("flock", "files can't be locked"),
+    ],
+)
+def test_an_unknown_file_system_is_tried_before_a_night_is_kept_there(
+    small_disk: list[str], tmp_path: Path, lacks: str, says: str
+):
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("no compiler here, to make a file system's faults with")
+    library = tmp_path / "shared.so"
+    build = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
+    subprocess.run(build, input=SHARED, text=True, check=True)
+    disk = tmp_path / "disk"
+    unknown = ["unshare", "-rm", "sh", "-c", f'mount -t ramfs none {disk} && exec "$@"', "sh"]
+    shown = environment() | {"LD_PRELOAD": str(library), "LACKS": lacks}
+    command = [*unknown, sys.executable, "-c", KEEP, str(disk / "night")]
+    ran = subprocess.run(command, cwd=ROOT, env=shown, capture_output=True, text=True, timeout=60)
+    assert says in ran.stdout and len(ran.stdout.splitlines()) == 1, ran.stdout + ran.stderr
+
+
 def test_readers_and_the_writer_wait_for_each_other_without_wal(tmp_path: Path):
     ledger = Ledger(tmp_path)
     assert ledger.db.execute("PRAGMA journal_mode=TRUNCATE").fetchone() == ("truncate",)
