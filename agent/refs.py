@@ -50,6 +50,10 @@ class Refs:
         """At the start: may this night, whose ledger names these commits, move its refs? A ledger that was put back
         from a copy may not know the last of them. Raises Failure, one line."""
         refs, name = self.all(), f"research/{self.tag}"
+        for other in self.run("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
+            if other == "refs/heads/research" or other.startswith(f"{self.branch}/"):
+                short = other.removeprefix("refs/heads/")
+                raise Failure(f"git can't make {name} beside the branch {short}: rename that one (git branch -m)")
         if not known and refs:
             raise Failure(
                 f"{name} or its refs/experiments/{self.tag}/ are here, but no ledger of such a night: choose another "
@@ -63,10 +67,6 @@ class Refs:
             )
         if self.branch in self.checked_out():
             raise Failure(f"{name} is checked out, and the loop moves it: check out another branch first")
-        for other in self.run("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
-            if other == "refs/heads/research" or other.startswith(f"{self.branch}/"):
-                short = other.removeprefix("refs/heads/")
-                raise Failure(f"git can't make {name} beside the branch {short}: rename that one (git branch -m)")
 
     def advance(self, commit: str, ours: Collection[str]) -> str:
         """Move the night's branch to a kept commit; what there is to say of it. A branch that stands at what is not

@@ -65,6 +65,11 @@ def test_a_branch_without_a_night_is_never_moved(tmp_path: Path):
     said = night(project, *FAST, "--replay", str(write_replies(tmp_path / "replies", STORY[0])), expect=2)
     assert "no ledger of such a night: choose another --tag" in said and len(said.strip().splitlines()) == 1
     assert refs(project) == {"refs/heads/research/night": mine} and not (project / ".research").exists()
+    for gone, beside in (("research/night", "research"), ("research", "research/night/mine")):
+        git(project, "branch", "-D", gone)
+        git(project, "branch", beside)  # git makes no folder of branches where a branch is
+        said = night(project, *FAST, "--replay", str(tmp_path / "replies"), expect=2)
+        assert f"git can't make research/night beside the branch {beside}: rename that one (git branch -m)" in said
 
 
 def test_a_branch_that_was_moved_between_two_starts_is_refused_in_one_line(project: Path):
