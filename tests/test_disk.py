@@ -107,6 +107,36 @@ def test_a_night_on_a_full_disk_pauses_and_where_nothing_can_be_journaled_ends_w
     assert "is full" in line and "make room" in line
 
 
+FILLS = """
+if os.environ.get("FILL"):
+    with open(os.path.join(os.environ["RESEARCH_OUTPUT"], "fill"), "wb", buffering=0) as file:
+        try:
+            while True: file.write(bytes(1 << 20))
+        except OSError:
+            time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_trial_has_filled_is_freed_before_the_journal_is_opened(small_disk: list[str], tmp_path: Path):
+    """Killed with its loop when nothing is left on the disk; the same command needs nobody to make room."""
+    program = PROGRAM.replace("budget: 20s", "budget: 20s\nenvironment: [FILL]")
+    train = TRAIN.replace("import os, time\n", f"import os, time\n{FILLS}")
+    make_repository(tmp_path / "origin", {"train.py": train, "prepare.py": "#\n", "program.md": program})
+    replies, disk = write_replies(tmp_path / "replies", STORY[0]), tmp_path / "disk"
+    run = f"{sys.executable} -m agent.loop --repo {disk}/p --tag night --unsafe-no-sandbox --replay {replies}"
+    script = (
+        f"mount -o remount,size=400m {disk}; cp -r {tmp_path}/origin {disk}/p; FILL=1 {run} --experiments 1 & "
+        f"until [ $(df --output=avail {disk} | tail -1) -eq 0 ]; do kill -0 $! || exit 1; sleep 0.1; done; "
+        f"kill -9 $!; wait $!; {run} --experiments 1; echo code $?"
+    )
+    ran = subprocess.run(
+        [*small_disk, "sh", "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=90
+    )
+    assert "code 0" in ran.stdout and "going on with night" in ran.stdout, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 @pytest.mark.parametrize("kind", ["TRUNCATE", "WAL"])
 def test_a_journal_is_kept_where_memory_is_not_shared(tmp_path: Path, kind: str):
     """What works on a disk of this machine is found to work; a network's file system never gets WAL."""
