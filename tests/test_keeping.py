@@ -100,6 +100,16 @@ def test_a_branch_that_is_moved_in_mid_night_stays_and_the_night_goes_on_beside_
     assert "WIDTH = 16" in kept and "RATE = 0.3" in kept
 
 
+def test_a_night_goes_on_from_the_commit_it_began_with_and_says_so_where_head_is_another(project: Path):
+    assert "not on HEAD" not in again(project, experiments=2)
+    began = git(project, "rev-parse", "HEAD")
+    (project / "train.py").write_text(TRAIN.replace("WIDTH = 8", "WIDTH = 9"))
+    git(project, "commit", "--quiet", "--all", "--message", "mine")
+    said = again(project)
+    assert f"it works on commit {began[:12]}, which it began with, and not on HEAD: --new begins one on that" in said
+    assert kinds(project)[-1] == "keep" and "WIDTH = 16" in git(project, "show", "research/night:train.py")
+
+
 def test_git_clean_and_the_same_command_lose_nothing(project: Path):
     """The ledger is put back from its copy in .git; a night that was finished is followed by one of another name."""
     before = refs(project)
