@@ -64,8 +64,11 @@ class Judging:
         e = night.experiments[number]
         if e.ending:
             return judged(number, Verdict(kind="skipped", reason=e.ending))
+        if e.state == "ask" and e.current:  # its crash was sent back, and nobody mends it
+            return failed(self.history.whole(e))
         if skipped:
-            return judged(number, Verdict(kind="skipped", reason=f"the proposer can't be had: {night.failure}"))
+            why = night.blocked or night.failure
+            return judged(number, Verdict(kind="skipped", reason=f"the proposer can't be had: {why}"))
         reason = self.journal.text(e.refused) if e.refused else "this program failed to ask for it, again and again"
         return judged(number, Verdict(kind="invalid", reason=reason))
 
@@ -107,9 +110,7 @@ class Judging:
                 return ev.RerunWanted(experiment=number, of=again.of, reason=again.reason)
             if self.converses and e.calls and not e.calls[-1].fallback and is_slip(experiment):
                 return ev.SentBack(experiment=number)
-            often = failures(experiment) if len(experiment.current) > 1 else ""
-            reason = f"{last.reason}; {often}" if often else last.reason
-            return judged(number, Verdict(kind=last.outcome, reason=reason))  # type: ignore[arg-type]
+            return failed(experiment)
         parent = self.history.whole(night.experiments[night.ever_kept[e.parent]])
         before = self.repository.read(e.parent, list(experiment.files))
         apart = night.rules if program.evaluate else None  # else its evaluation is timed with its training
@@ -221,6 +222,14 @@ def reapplied(experiment: Experiment, now: dict[str, str], program: Program) -> 
         return edits.apply_edits(experiment.proposal, now, program.edit)
     except EditError:
         return None
+
+
+def failed(experiment: Experiment) -> ev.Judged:
+    """By its last trial, which ended without a measurement."""
+    last = experiment.current[-1]
+    often = failures(experiment) if len(experiment.current) > 1 else ""
+    reason = f"{last.reason}; {often}" if often else last.reason
+    return judged(experiment.number, Verdict(kind=last.outcome, reason=reason))  # type: ignore[arg-type]
 
 
 def judged(number: int, verdict: Verdict) -> ev.Judged:

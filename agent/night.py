@@ -76,9 +76,9 @@ class Night(Standing):
             contract=contract, data=night.data or event.data, inputs=event.inputs, starts=night.starts + 1,
             hardware=night.hardware or event.hardware, weaker=event.weaker, cards=event.cards,
             other_cards=night.other_cards or bool(night.kept) and night.cards != event.cards,
-            ended=None, stopping=False, blocked="", unblock="", finishing="", after_finish="", fallback=event.fallback,
+            ended=None, stopping=False, blocked="", unblock="", exhausted=False, finishing="", after_finish="",
             paused=night.paused if night.on_hold else None, outages=0, lost_slots=frozenset(),
-            fruitless=0, stalls=0,
+            fallback=event.fallback, fruitless=0, stalls=0,
         )  # fmt: skip
 
     def on_Steered(self, event: ev.Steered) -> Night:
@@ -190,7 +190,7 @@ class Night(Standing):
             return replace(night, fallback="")
         if event.exhausted:
             then = "with another --proposer, or with more for this one to propose, the same command goes on from here"
-            return replace(night, blocked=f"no more proposals: {event.reason}", unblock=then)
+            return replace(night, blocked=f"no more proposals: {event.reason}", unblock=then, exhausted=True)
         if event.too_long:  # the provider works; the talk is made shorter
             return night
         return night.outage(event.at, event.reason, event.final, event.retry_after or 0.0)

@@ -238,8 +238,10 @@ def worthless(e: Experiment) -> bool:
 
 
 def left_alone(night: Night, e: Experiment) -> bool:
-    """Whether the talk about it can't be gone on with, while the fallback has other proposals."""
-    return bool(night.fallback) and out_of_reach(night) and any(call.reply for call in e.talk) and not e.stale
+    """Whether the talk about it can't be gone on with: the proposer has nothing more to say, or is away while the
+    fallback has other proposals."""
+    over = night.exhausted or bool(night.fallback) and out_of_reach(night)
+    return over and any(call.reply for call in e.talk) and not e.stale
 
 
 def publish(night: Night) -> Action | None:

@@ -57,6 +57,10 @@ class Refs:
         """At the start: may this night, whose ledger names these commits, move its refs? A ledger that was put back
         from a copy may not know the last of them. Raises Failure, one line."""
         refs, name = self.all(), f"research/{self.tag}"
+        for other in self.run("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
+            if other == "refs/heads/research" or other.startswith(f"{self.branch}/"):
+                short = other.removeprefix("refs/heads/")
+                raise Failure(f"git can't make {name} beside the branch {short}: rename that one (git branch -m)")
         if not known and refs:
             raise Failure(
                 f"{name} or its refs/experiments/{self.tag}/ are here, but no ledger of such a night: choose another "
@@ -70,10 +74,6 @@ class Refs:
             )
         if self.branch in self.checked_out():
             raise Failure(f"{name} is checked out, and the loop moves it: check out another branch first")
-        for other in self.run("for-each-ref", "--format=%(refname)", "refs/heads/research").splitlines():
-            if other == "refs/heads/research" or other.startswith(f"{self.branch}/"):
-                short = other.removeprefix("refs/heads/")
-                raise Failure(f"git can't make {name} beside the branch {short}: rename that one (git branch -m)")
 
     def advance(self, commit: str, ours: Collection[str]) -> str:
         """Move the night's branch to a kept commit; what there is to say of it. A branch that stands at what is not
@@ -87,8 +87,9 @@ class Refs:
                 why = why or f"was moved to {found[:12]} by somebody else"
             elif name in checked_out:
                 why = why or "is checked out"
+            elif (now := self.try_to_set(name, commit, found)) != commit:
+                why = why or f"was moved to {now[:12]} by somebody else"
             else:
-                self.set(name, commit, found)
                 return self.told(why, found) if name == self.second else ""
         return f"research/{self.tag} {why}: the kept commits are at {self.pinned}/ alone"
 
@@ -135,6 +136,16 @@ class Refs:
             if attempt == TRIES - 1 or not self.outlast(self.common / f"{name}.lock"):
                 break
         raise Failure(f"git can't move {name.removeprefix('refs/heads/')}: {said}")
+
+    def try_to_set(self, name: str, commit: str, before: str) -> str:
+        """Where the ref stands then: elsewhere, if somebody moved it just now. Raises Failure where git can't."""
+        try:
+            self.set(name, commit, before)
+        except Failure:
+            if (now := self.all().get(name, "")) in ("", before):
+                raise
+            return now
+        return commit
 
     def outlast(self, lock: Path) -> bool:
         """Wait until this lock is gone, and remove it once no living git can be its owner. False: there is none."""

@@ -1,8 +1,8 @@
 """The text of an editable file, read once for everybody who asks: does it compile, and is it the same program?
 
 Python is compared by its syntax tree without comments, docstrings and layout. Formats that a parser of the standard
-library or PyYAML reads are compared by what they say, and code in other common languages without its comments and
-layout. Any other text is compared as it is, but for blanks at line ends.
+library or PyYAML reads are compared by what they say, and every other language that Pygments knows by its tokens,
+without comments. Prose, and what can't be read, is compared as it is, but for blanks at line ends.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def program_hash(path: str, text: str) -> str:
 
     Texts of a whole night are compared, so the answers are kept (200 bytes for each version of a file), not the trees.
     """
-    suffix = path.rpartition("/")[2].rpartition(".")[2].lower()
-    key = suffix.encode() + hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+    name = path.rpartition("/")[2]
+    key = name.encode(errors="surrogatepass") + b"/" + hashlib.sha256(text.encode(errors="surrogatepass")).digest()
     if key not in _hashes:
-        said = _meaning(suffix, text)
+        said = _meaning(name, text)
         _hashes[key] = hashlib.sha256(said.encode(errors="surrogatepass")).hexdigest()
     return _hashes[key]
 
@@ -73,21 +73,33 @@ def program_hash(path: str, text: str) -> str:
 _hashes: dict[bytes, str] = {}
 
 
-def _meaning(suffix: str, text: str) -> str:
-    """What the text says, as text; where its format can't be read, the text itself."""
+def _meaning(name: str, text: str) -> str:
+    """What the text of a file of this name says, as text; where it can't be read, the text itself."""
+    suffix = name.rpartition(".")[2].lower()
     if suffix == "py":
         tree = read_python(text).tree
         return _lines(text) if tree is None else ast.dump(tree)
     try:
-        if suffix in UNINDENTED:
-            return _without_comments(suffix, text)
-        return READERS[suffix](text) if suffix in READERS else _lines(text)
+        if suffix in READERS:
+            return READERS[suffix](text)
     except (ValueError, RecursionError, yaml.YAMLError, configparser.Error):
+        pass  # its words may still be told from comments
+    try:
+        return _without_comments(name, text)
+    except ValueError:
         return _lines(text)
 
 
 def _lines(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.split("\n")).rstrip()
+
+
+def _json(text: str) -> str:
+    """Many readers of JSON let comments stand in it."""
+    try:
+        return repr(json.loads(text))
+    except ValueError:
+        return repr(json.loads(_without_comments("a.json", text)))
 
 
 def _yaml(text: str) -> str:
@@ -99,53 +111,68 @@ def _yaml(text: str) -> str:
 def _ini(text: str) -> str:
     parser = configparser.RawConfigParser(strict=True, empty_lines_in_values=False)
     parser.optionxform = str  # type: ignore[assignment]  # names of options are compared as they are written
-    parser.read_string(text)
+    try:
+        parser.read_string(text)
+    except configparser.MissingSectionHeaderError:
+        parser.read_string(f"[DEFAULT]\n{text}")
     return repr([(section, parser.items(section)) for section in ["DEFAULT", *parser.sections()]])
 
 
-def _shell(text: str) -> str:
-    """Lines that hold only a comment are dropped, where no quote or here-document can make them part of a text."""
-    first, *others = _lines(text).split("\n")
-    code = [line for line in others if line.strip() and not line.lstrip().startswith("#")]
-    code.insert(0, first if first.startswith("#!") or not first.startswith("#") else "")
-    open_ended = any(line.endswith("\\") or any(line.count(quote) % 2 for quote in "'\"`") for line in code)
-    return _lines(text) if "<<" in text or open_ended else "\n".join(code)
+def _without_comments(name: str, text: str) -> str:
+    """The tokens of a language, with single blanks between them; directives that look like comments stay. Raises
+    ValueError where the language is not known, or the text is none of it."""
+    from pygments.lexer import DelegatingLexer  # here, because few need it
+    from pygments.lexers import get_lexer_for_filename
+    from pygments.token import Comment, Error, String
+    from pygments.util import ClassNotFound
 
-
-def _without_comments(suffix: str, text: str) -> str:
-    """The tokens of a language in which indentation means nothing; directives that look like comments stay."""
-    from pygments.lexers import get_lexer_by_name  # here, because few need it
-    from pygments.token import Comment, Text
-
+    try:
+        lexer = get_lexer_for_filename(name)
+    except ClassNotFound:
+        raise ValueError(f"nobody knows what {name} is written in") from None
+    if isinstance(lexer, DelegatingLexer) or lexer.name in PROSE or lexer.name in HERE_DOCUMENTS and "<<" in text:
+        raise ValueError(f"blanks and lines mean something in {lexer.name}")
     directives = Comment.Preproc, Comment.PreprocFile, Comment.Hashbang, Comment.Special
-    said: list[str] = []
-    for kind, value in get_lexer_by_name(UNINDENTED[suffix]).get_tokens(text):
-        if kind in Text or kind in Comment and not any(kind in directive for directive in directives):
-            blank = "\n" if "\n" in value else " "
-            before = said.pop() if said and said[-1] in ("\n", " ") else " "
-            said.append(min(before, blank))  # a run of blanks with a line end in it is a line end
-        else:
-            said.append(value)
-    return _lines("".join(said)).strip()
+    said, blank = list[str](), ""
+    for kind, value in lexer.get_tokens(text):
+        if kind in Error:
+            raise ValueError(f"{name} is no {lexer.name}")
+        if kind in Comment and not any(kind in directive for directive in directives):
+            blank += "\n" * value.count("\n") or " "
+            continue
+        word = value if kind in String else value.strip()
+        before, _, after = value.partition(word) if word else (value, "", "")
+        if word:
+            said += [_blank(blank + before, lexer.name in UNINDENTED), word]
+        blank = after if word else blank + before
+    return "".join(said).strip()
 
 
-UNINDENTED = {
-    **dict.fromkeys(("c", "h"), "c"),
-    **dict.fromkeys(("cc", "cpp", "cxx", "hpp", "hh"), "cpp"),
-    **dict.fromkeys(("cu", "cuh"), "cuda"),
-    **dict.fromkeys(("js", "mjs", "cjs"), "javascript"),
-    **{"ts": "typescript", "rs": "rust", "go": "go", "java": "java", "jl": "julia", "lua": "lua", "r": "r"},
-}
-"""Suffix -> lexer of Pygments."""
+def _blank(run: str, unindented: bool) -> str:
+    """What a run of blanks says: that a line ends, and how far the next one is indented, where that means something."""
+    *lines, indent = run.split("\n")
+    if not lines:
+        return " " if run else ""
+    return "\n" if unindented else "\n" + indent
+
+
+# Names of Pygments' lexers.
+UNINDENTED = frozenset(
+    ["Bash", "C", "C#", "C++", "CMake", "CUDA", "Docker", "GLSL", "Go", "JSON", "Java", "JavaScript", "Julia", "Kotlin"]
+    + ["Lua", "Perl", "Protocol Buffer", "Rust", "S", "Swift", "TOML", "TypeScript", "Zig"]
+)
+"""Indentation means nothing in them."""
+PROSE = frozenset(["Text only", "Text output", "Markdown", "reStructuredText", "TeX", "HTML", "YAML", "INI"])
+"""Blanks mean something in them; and what is a comment in YAML and INI only their own parsers know."""
+HERE_DOCUMENTS = frozenset(["Bash", "Docker", "Makefile"])
+"""What their lexers take for comments may be a here-document's text."""
 READERS: dict[str, Callable[[str], str]] = {
-    "json": lambda text: repr(json.loads(text)),
+    "json": _json,
     "yaml": _yaml,
     "yml": _yaml,
     "toml": lambda text: repr(tomllib.loads(text)),
     "ini": _ini,
     "cfg": _ini,
-    "sh": _shell,
-    "bash": _shell,
 }
 
 

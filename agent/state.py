@@ -193,6 +193,8 @@ class Standing:
     unblock: str = ""
     """What the person can change about that."""
     blocked_by_limit: bool = False
+    exhausted: bool = False
+    """It is, because the proposer has nothing more to propose."""
     paused: ev.Paused | None = None
     """What the night waits for now, once it was said."""
     fallback: str = ""

@@ -98,7 +98,9 @@ def make(tmp_path: Path):
         nights.append(Night(tmp_path, *changes))
         return nights[-1]
 
-    return build
+    yield build
+    for night in nights:
+        night.executor.close()  # and the worker that waits ends
 
 
 def test_the_gain_is_measured_again_on_val_and_test(make):

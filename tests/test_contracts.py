@@ -4,7 +4,7 @@ both, so that a night that is simulated is a night as it would be."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,8 +110,10 @@ def real(tmp_path: Path) -> Setting:
 
 
 @pytest.fixture(params=[simulated, real])
-def world(request: pytest.FixtureRequest, tmp_path: Path) -> Setting:
-    return request.param(tmp_path)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Setting]:
+    setting = request.param(tmp_path)
+    yield setting
+    setting.executor.close()
 
 
 def test_texts_are_durable_with_the_next_event_and_not_before(world: Setting):

@@ -107,6 +107,36 @@ def test_a_night_on_a_full_disk_pauses_and_where_nothing_can_be_journaled_ends_w
     assert "is full" in line and "make room" in line
 
 
+FILLS = """
+if os.environ.get("FILL"):
+    with open(os.path.join(os.environ["RESEARCH_OUTPUT"], "fill"), "wb", buffering=0) as file:
+        try:
+            while True: file.write(bytes(1 << 20))
+        except OSError:
+            time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_trial_has_filled_is_freed_before_the_journal_is_opened(small_disk: list[str], tmp_path: Path):
+    """Killed with its loop when nothing is left on the disk; the same command needs nobody to make room."""
+    program = PROGRAM.replace("budget: 20s", "budget: 20s\nenvironment: [FILL]")
+    train = TRAIN.replace("import os, time\n", f"import os, time\n{FILLS}")
+    make_repository(tmp_path / "origin", {"train.py": train, "prepare.py": "#\n", "program.md": program})
+    replies, disk = write_replies(tmp_path / "replies", STORY[0]), tmp_path / "disk"
+    run = f"{sys.executable} -m agent.loop --repo {disk}/p --tag night --unsafe-no-sandbox --replay {replies}"
+    script = (
+        f"mount -o remount,size=400m {disk}; cp -r {tmp_path}/origin {disk}/p; FILL=1 {run} --experiments 1 & "
+        f"until [ $(df --output=avail {disk} | tail -1) -eq 0 ]; do kill -0 $! || exit 1; sleep 0.1; done; "
+        f"kill -9 $!; wait $!; {run} --experiments 1; echo code $?"
+    )
+    ran = subprocess.run(
+        [*small_disk, "sh", "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=90
+    )
+    assert "code 0" in ran.stdout and "going on with night" in ran.stdout, ran.stdout + ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
 @pytest.mark.parametrize("kind", ["TRUNCATE", "WAL"])
 def test_a_journal_is_kept_where_memory_is_not_shared(tmp_path: Path, kind: str):
     """What works on a disk of this machine is found to work; a network's file system never gets WAL."""
@@ -119,6 +149,87 @@ def test_a_journal_is_kept_where_memory_is_not_shared(tmp_path: Path, kind: str)
     )
     assert file_system(tmp_path / "night", mounts) == "nfs4" and file_system(Path("/usr"), mounts) == "overlay"
     assert file_system(Path("/elsewhere x/a"), mounts) == "tmpfs"
+
+
+SHARED = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static int lacks(const char *what) { const char *all = getenv("LACKS"); return all && strstr(all, what) != 0; }
+
+int fcntl64(int fd, int command, ...) {
+    va_list rest; va_start(rest, command); void *value = va_arg(rest, void *); va_end(rest);
+    if ((command == F_SETLK || command == F_SETLKW) && lacks("locks")) return 0;
+    int (*usual)(int, int, ...) = dlsym(RTLD_NEXT, "fcntl64");
+    return usual(fd, command, value);
+}
+int fcntl(int fd, int command, ...) {
+    va_list rest; va_start(rest, command); void *value = va_arg(rest, void *); va_end(rest);
+    return fcntl64(fd, command, value);
+}
+int flock(int fd, int operation) {
+    if (lacks("flock")) { errno = ENOLCK; return -1; }
+    int (*usual)(int, int) = dlsym(RTLD_NEXT, "flock");
+    return usual(fd, operation);
+}
+void *mmap64(void *at, size_t length, int protection, int flags, int fd, off64_t offset) {
+    if ((flags & MAP_SHARED) && (protection & PROT_WRITE) && fd >= 0 && lacks("memory")) {
+        errno = ENODEV; return MAP_FAILED;
+    }
+    void *(*usual)(void *, size_t, int, int, int, off64_t) = dlsym(RTLD_NEXT, "mmap64");
+    return usual(at, length, protection, flags, fd, offset);
+}
+void *mmap(void *at, size_t length, int protection, int flags, int fd, off_t offset) {
+    return mmap64(at, length, protection, flags, fd, offset);
+}
+"""
+"""What a file system between machines may lack; for the commands that this library is loaded into."""
+KEEP = """
+import sys
+from pathlib import Path
+from agent import events as ev
+from agent.errors import Failure
+from agent.ledger import Ledger
+try:
+    ledger = Ledger(Path(sys.argv[1]))
+except Failure as failure:
+    raise SystemExit(print(failure))
+ledger.append(ev.Noted(text="kept"))
+mode = ledger.db.execute("PRAGMA journal_mode").fetchone()[0]
+ledger.close()
+print(mode, [event.text for _, event in Ledger(Path(sys.argv[1]), readonly=True).events()])
+"""
+
+
+@pytest.mark.parametrize(
+    ("lacks", "says"),
+    [
+        ("", "wal ['kept']"),
+        ("memory", "truncate ['kept']"),
+        ("memory locks", "locks do not hold): clone the repository onto a local disk"),
+        ("flock", "files can't be locked"),
+    ],
+)
+def test_an_unknown_file_system_is_tried_before_a_night_is_kept_there(
+    small_disk: list[str], tmp_path: Path, lacks: str, says: str
+):
+    if not (compiler := shutil.which("cc")):
+        pytest.skip("no compiler here, to make a file system's faults with")
+    library = tmp_path / "shared.so"
+    build = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library, "-ldl"]
+    subprocess.run(build, input=SHARED, text=True, check=True)
+    disk = tmp_path / "disk"
+    unknown = ["unshare", "-rm", "sh", "-c", f'mount -t ramfs none {disk} && exec "$@"', "sh"]
+    shown = environment() | {"LD_PRELOAD": str(library), "LACKS": lacks}
+    command = [*unknown, sys.executable, "-c", KEEP, str(disk / "night")]
+    ran = subprocess.run(command, cwd=ROOT, env=shown, capture_output=True, text=True, timeout=60)
+    assert says in ran.stdout and len(ran.stdout.splitlines()) == 1, ran.stdout + ran.stderr
 
 
 def test_readers_and_the_writer_wait_for_each_other_without_wal(tmp_path: Path):

@@ -65,6 +65,11 @@ def test_a_branch_without_a_night_is_never_moved(tmp_path: Path):
     said = night(project, *FAST, "--replay", str(write_replies(tmp_path / "replies", STORY[0])), expect=2)
     assert "no ledger of such a night: choose another --tag" in said and len(said.strip().splitlines()) == 1
     assert refs(project) == {"refs/heads/research/night": mine} and not (project / ".research").exists()
+    for gone, beside in (("research/night", "research"), ("research", "research/night/mine")):
+        git(project, "branch", "-D", gone)
+        git(project, "branch", beside)  # git makes no folder of branches where a branch is
+        said = night(project, *FAST, "--replay", str(tmp_path / "replies"), expect=2)
+        assert f"git can't make research/night beside the branch {beside}: rename that one (git branch -m)" in said
 
 
 def test_a_branch_that_was_moved_between_two_starts_is_refused_in_one_line(project: Path):
@@ -93,6 +98,16 @@ def test_a_branch_that_is_moved_in_mid_night_stays_and_the_night_goes_on_beside_
     assert git(project, "log", "-1", "--format=%s", "research/night") == "mine"
     kept = git(project, "show", "research/night-goes-on:train.py")
     assert "WIDTH = 16" in kept and "RATE = 0.3" in kept
+
+
+def test_a_night_goes_on_from_the_commit_it_began_with_and_says_so_where_head_is_another(project: Path):
+    assert "not on HEAD" not in again(project, experiments=2)
+    began = git(project, "rev-parse", "HEAD")
+    (project / "train.py").write_text(TRAIN.replace("WIDTH = 8", "WIDTH = 9"))
+    git(project, "commit", "--quiet", "--all", "--message", "mine")
+    said = again(project)
+    assert f"it works on commit {began[:12]}, which it began with, and not on HEAD: --new begins one on that" in said
+    assert kinds(project)[-1] == "keep" and "WIDTH = 16" in git(project, "show", "research/night:train.py")
 
 
 def test_git_clean_and_the_same_command_lose_nothing(project: Path):

@@ -111,11 +111,13 @@ def test_a_talk_that_does_not_fit_the_model_is_shortened_then_dropped_and_the_ni
 
 
 def test_when_there_is_nothing_more_to_propose_search_goes_on_where_it_was_chosen(project: Path, tmp_path: Path):
-    replies = write_replies(tmp_path / "replies", STORY[0])
+    """The last reply is a slip, which is sent back: nobody mends it, so it is judged as the crash that it is."""
+    replies = write_replies(tmp_path / "replies", STORY[0], STORY[3])
     said = night(project, "--replay", str(replies), expect=3)
     assert "replay is exhausted" in said and "with another --proposer" in said
-    night(project, "--replay", str(replies), "--fallback", "search", "--experiments", "2")
-    assert len(kinds(project)) == 3
+    assert kinds(project) == ["baseline", "keep", "crash"] and "IndexError" in results(project)[2]["reason"]
+    night(project, "--replay", str(replies), "--fallback", "search", "--experiments", "3")
+    assert len(kinds(project)) == 4
 
 
 # What is checked before anything is trained.

@@ -278,6 +278,23 @@ def test_a_worker_that_breaks_is_an_event_and_takes_its_trial_with_it(lab):
     assert psutil.wait_procs(inside, timeout=15)[1] == []
 
 
+def test_a_slot_whose_trial_was_given_up_is_free_for_the_next_one(lab):
+    """Its worker hears nothing any more, not even that it should end: stopped, as by a debugger."""
+    given_up = lab.job(HEAD + "time.sleep(600)")
+    ended = lab.start(given_up)
+    wait_for(lambda: lab.says("1-0", "step 0"))
+    (worker,) = [p for p in workers(lab) if p.children()]
+    inside = worker.children(recursive=True)
+    worker.suspend()
+    lab.executor.cancel(1, 0, "nothing was heard of it")
+    (lab.commits / "c1" / "train.py").write_text(GOOD)
+    again = lab.end_of(given_up.model_copy(update={"attempt": 2}))
+    assert isinstance(again, ev.Measured) and again.attempt == 2 and again.measurement.metric == 0.75
+    assert isinstance(told := ended.get(timeout=1), ev.TrialFailed) and told.attempt == 1, "once, and as what it was"
+    assert psutil.wait_procs([worker, *inside], timeout=15)[1] == []
+    assert lab.run(GOOD).outcome == "ok"
+
+
 def test_a_worker_that_can_not_even_start_says_why(lab, monkeypatch):
     job = lab.job(GOOD)
     shutil.rmtree(lab.commits)

@@ -160,6 +160,8 @@ def test_a_reply_that_was_cut_off_is_never_applied(project: Path):
 def test_a_reply_that_can_not_be_repaired_is_invalid_and_the_night_goes_on(project: Path, tmp_path: Path):
     bad = block("not there", "x")
     replies = write_replies(tmp_path / "replies", bad, bad, bad, bad, STORY[0])
+    said = night(project, "--replay", str(replies), "--experiments", "1")
+    assert "the night ends: 1 experiments are done, as asked; none of their changes could be trained" in said
     night(project, "--replay", str(replies), "--experiments", "2")
     assert kinds(project) == ["baseline", "invalid", "keep"]
 

@@ -236,6 +236,20 @@ def test_what_has_nothing_more_to_propose_ends_the_night_unless_another_does():
     assert isinstance(next_action(night, ONE), End)
 
 
+def test_a_talk_with_what_has_nothing_more_to_propose_is_over():
+    """A crash that was sent back is judged by itself, and what can't be repaired is left; with --usd it goes on."""
+    crash = measured(1, 0).model_copy(update={"measurement": Measurement(outcome="crash", reason="IndexError")})
+    sent_back = [*proposed(1, 0), train(1), crash, ev.SentBack(experiment=1), asked(1, kind="slip")]
+    repair = [asked(0), replied(0), ev.ReplyRefused(experiment=1, error="e"), asked(1, kind="repair")]
+    for talk in (sent_back, repair):
+        night = begun(*talk, failed(1, 10.0, exhausted=True))
+        assert next_action(night, ONE) == Refuse(1, skipped=True)
+        capped = after(begun(*talk, failed(1, 10.0)), ev.Blocked(reason="$5 are spent", limit=True))
+        assert isinstance(next_action(capped, ONE), End) and not capped.experiments[1].verdict
+    night = begun(asked(0), failed(0, 10.0, exhausted=True))
+    assert isinstance(next_action(night, ONE), End), "a question that was never answered is asked again"
+
+
 def test_a_talk_that_does_not_fit_is_no_outage():
     night = begun(asked(0), failed(0, 10.0, too_long=True))
     assert night.experiments[1].shortened == 1 and next_action(night, ONE) == Ask(1, "first")

@@ -200,6 +200,7 @@ def test_a_submodule_is_brought_into_the_tree_or_asked_for(tmp_path: Path):
         ("import nowhere_at_all", "", f"nowhere_at_all is not installed for {sys.executable}: install it there, or"),
         ("print('loss: 1\\nparams: 5')", "evaluate: python score.py\nlimits: {params: 9}\n",
          "program.md limits params, but `python score.py` does not print it, as training does"),
+        ("pass", "limits: {depth: 9}\n", "program.md limits depth, but training does not print it: print it there"),
     ],
 )  # fmt: skip
 def test_what_the_unchanged_program_misses_is_said_in_one_line(tmp_path: Path, train: str, front: str, says: str):

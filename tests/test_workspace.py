@@ -48,6 +48,31 @@ def test_a_keep_leaves_the_checkout_as_it_was(repository: Path, state: str):
     assert git(repository, "show", "research/night:train.py") == "RATE = 0.1"
 
 
+@pytest.mark.parametrize("ref", ["refs/heads/research/night", "refs/experiments/night/2"])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_person_moves_between_the_reading_and_the_writing_stays(repository: Path, ref: str, there: bool):
+    """The person is quicker than the loop by as little as can be: just before its git writes the ref."""
+    workspace, old = keep_one(repository)
+    git(repository, "update-ref", ref, old) if there else git(repository, "update-ref", "-d", ref)
+    mine = git(repository, "commit-tree", "HEAD^{tree}", "-p", "HEAD", "-m", "mine")
+    new = workspace.commit_files(old, {"train.py": "RATE = 0.2\n"}, "Lower still\n", 1e9)
+    run = workspace.refs.run
+
+    def just_before(command: str, *arguments: str) -> str:
+        if command == "update-ref" and arguments[0] == ref:
+            git(repository, "update-ref", ref, mine)
+        return run(command, *arguments)
+
+    workspace.refs.run = just_before
+    if "heads" in ref:
+        assert f"was moved to {mine[:12]} by somebody else" in workspace.advance(new, [old])
+        assert git(repository, "rev-parse", "research/night-goes-on") == new
+    else:
+        with pytest.raises(Failure, match="can't move refs/experiments/night/2"):
+            workspace.pin(2, new, [old])
+    assert git(repository, "rev-parse", ref) == mine
+
+
 def test_the_same_commit_can_be_made_again(repository: Path):
     workspace, commit = keep_one(repository)
     again = workspace.commit_files(workspace.head, {"train.py": "RATE = 0.1\n"}, "Lower rate\n\nExperiment: 1\n", 1e9)

@@ -39,7 +39,7 @@ from agent.errors import Failure, ProgramError
 from agent.forms import defaults
 from agent.history import History
 from agent.inbox import RealClock, SpoolInbox
-from agent.ledger import Ledger
+from agent.ledger import Ledger, digest
 from agent.limits import GO_ON
 from agent.loop import Loop
 from agent.night import Night
@@ -307,6 +307,10 @@ def introduce(
     if night.starts:
         done = max(0, len(night.order) - 1)
         say(f"going on with night {workspace.tag}: {done} experiments are done; --new begins another one")
+        same = not night.baseline_failed and night.contract == digest(program.model_dump_json())
+        begun = night.experiments[0].parent if night.experiments and (night.measured or same) else workspace.head
+        if begun != workspace.head:
+            say(f"it works on commit {begun[:12]}, which it began with, and not on HEAD: --new begins one on that")
         if holds := limits.told(night):
             say(f"limits so far: {', '.join(holds)}; flags go over them, `python -m agent limits` changes them")
     goal, budget = f"{program.metric.direction} {program.metric.name}", program.budget_on(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class LocalExecutor:
         self._cards = [Card(gpu.index, gpu.uuid, gpu.name, gpu.used_bytes()) for gpu in gpus]
         self._compiled = CompileCache(self.home / "compiled")
         self._slots: dict[int, Slot] = {}
-        self._running: dict[tuple[int, int], Running] = {}
+        self._running: dict[int, Running] = {}  # slot -> what it does
         self._lock = threading.Lock()
         self._speaks: set[str] = set()  # commands that have been seen to print progress
 
@@ -76,16 +77,20 @@ class LocalExecutor:
                 raise Failure(f"the data {path} does not exist: {how}")
 
     def submit(self, job: Job, emit: Emit) -> None:
+        running = Running(job)
         with self._lock:
-            self._running[job.experiment, job.number] = Running()
+            if given_up := self._running.get(job.slot):  # nobody waits for its end, and this one must not
+                given_up.kill()
+            self._running[job.slot] = running
             if job.slot not in self._slots:
                 self._slots[job.slot] = Slot(self.home / "slots" / str(job.slot), self.root)
-        self._slots[job.slot].do(lambda: self._work(job, emit))
+        self._slots[job.slot].do(lambda: self._work(running, emit))
 
     def cancel(self, experiment: int, number: int, why: str) -> None:
         with self._lock:
-            if running := self._running.get((experiment, number)):
-                running.ask(b"c")
+            for running in self._running.values():
+                if (running.job.experiment, running.job.number) == (experiment, number):
+                    running.ask(b"c")
 
     def forget(self, experiment: int, number: int) -> None:
         remove(self.home / "outputs" / f"{experiment}-{number}")
@@ -103,21 +108,25 @@ class LocalExecutor:
             for slot in self._slots.values():
                 slot.close()
 
-    def _work(self, job: Job, emit: Emit) -> None:
+    def _work(self, running: Running, emit: Emit) -> None:
         """One job, from its files to its last event."""
+        job = running.job
         try:
-            event = self._event(job, *self._run(job))
+            event = self._event(job, *self._run(running))
         except Exception as error:  # whatever this raises is an event: it must not end the night
             full = isinstance(error, OSError) and is_full(error, self.home)
             told = str(disk_full(self.home)) if full else f"{type(error).__name__}: {error}"
             event = self._fault(job, told) if full else self._broken(job, told)
-        live.clear(self.home, job.slot)
+        with contextlib.suppress(OSError):
+            live.clear(self.home, job.slot)
         with self._lock:
-            del self._running[job.experiment, job.number]
+            if self._running[job.slot] is running:
+                del self._running[job.slot]
         emit(event)
 
-    def _run(self, job: Job) -> tuple[int, bytes, str]:
+    def _run(self, running: Running) -> tuple[int, bytes, str]:
         """Exit code, last line and stderr of the job's worker."""
+        job = running.job
         task, slot = self._task(job), self._slots[job.slot]
         source = task.folder / "source"
         remove(source)
@@ -128,9 +137,12 @@ class LocalExecutor:
         worker = slot.worker()
         worker.begin(description)
         with self._lock:
-            self._running[job.experiment, job.number].started(worker)
+            running.started(worker)
         slot.start_ahead()
-        return worker.wait()
+        try:
+            return worker.wait()
+        finally:
+            worker.kill()  # where it could not even be waited for
 
     def _event(self, job: Job, code: int, last: bytes, errors: str) -> ev.Event:
         """What a worker's end means."""
@@ -209,13 +221,22 @@ class LocalExecutor:
 class Running:
     """A job, from before its worker is at work; asked to end by bytes (see worker.py)."""
 
-    def __init__(self):
+    def __init__(self, job: Job):
+        self.job = job
         self._worker: Worker | None = None
         self._asked = b""
+        self._killed = False
 
     def started(self, worker: Worker) -> None:
         self._worker = worker
         self.ask(self._asked)
+        if self._killed:
+            worker.kill()
+
+    def kill(self) -> None:
+        self._killed = True
+        if self._worker:
+            self._worker.kill()
 
     def ask(self, byte: bytes) -> None:
         self._asked = byte

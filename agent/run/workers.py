@@ -62,6 +62,10 @@ class Worker:
                 pipe.close()  # type: ignore[union-attr]
         return code, lines[-1] if lines else b"", "".join(said)
 
+    def kill(self) -> None:
+        """With all that it has started; nothing where it has ended."""
+        self._process.kill()
+
     def dismiss(self) -> None:
         """End one that waits."""
         with contextlib.suppress(OSError):
