@@ -142,7 +142,7 @@ class Refs:
         try:
             self.set(name, commit, before)
         except Failure:
-            if (now := self.all().get(name, "")) in ("", before):
+            if (now := self.at(name)) in ("", before):
                 raise
             return now
         return commit

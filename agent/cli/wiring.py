@@ -120,7 +120,8 @@ class Parts:
         return f"{self.home} was deleted while the night ran: its journal is saved, and {GO_ON}"
 
     def close(self) -> None:
-        """Leave one whole file behind: the journal's last pages are written into it."""
+        """Leave no worker behind, and one whole file: the journal's last pages are written into it."""
+        self.executor.close()
         self.ledger.close()
 
     def end_at_once(self) -> None:

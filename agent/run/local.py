@@ -105,8 +105,10 @@ class LocalExecutor:
         with self._lock:
             for running in self._running.values():
                 running.ask(b"n" if now else b"c")
-            for slot in self._slots.values():
-                slot.close()
+            closed = [(slot.close(), number in self._running) for number, slot in self._slots.items()]
+        for left, busy in closed:
+            if not busy:
+                left.wait(5)
 
     def _work(self, running: Running, emit: Emit) -> None:
         """One job, from its files to its last event."""

@@ -81,7 +81,7 @@ class Slot:
         self._folder, self._root = folder, root
         self._jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ahead: Worker | None = None
-        self._closed = False
+        self._closed, self._left = False, threading.Event()
         threading.Thread(target=self._serve, name=folder.name, daemon=True).start()
 
     def do(self, job: Callable[[], None]) -> None:
@@ -98,15 +98,17 @@ class Slot:
             with contextlib.suppress(OSError):  # it is tried again when it is needed, and its failure told then
                 self._ahead = Worker(self._folder, self._root)
 
-    def close(self) -> None:
-        """Start no worker ahead any more, and end the one that waits."""
+    def close(self) -> threading.Event:
+        """Start no worker ahead any more, and end the one that waits, after what is done now; set when that is so."""
         self._closed = True
         self.do(self._dismiss)
+        return self._left
 
     def _dismiss(self) -> None:
         if self._ahead:
             self._ahead.dismiss()
             self._ahead = None
+        self._left.set()
 
     def _serve(self) -> None:
         while True:
