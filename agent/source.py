@@ -11,6 +11,7 @@ import ast
 import configparser
 import hashlib
 import json
+import time
 import tomllib
 import warnings
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from functools import lru_cache
 
 import yaml
 
+PATIENCE = 1.0  # seconds for a text's tokens: some patterns of Pygments take the square of what is not their language
 DEEPEST = 150  # levels of a syntax tree: what walks one recursively needs up to four stack frames for each level
 KEPT_TREES = 4  # the incumbent's file and the candidate's, with some to spare; a tree of train.py takes about 1 MB
 
@@ -133,9 +135,9 @@ def _without_comments(name: str, text: str) -> str:
     if isinstance(lexer, DelegatingLexer) or lexer.name in PROSE or lexer.name in HERE_DOCUMENTS and "<<" in text:
         raise ValueError(f"blanks and lines mean something in {lexer.name}")
     directives = Comment.Preproc, Comment.PreprocFile, Comment.Hashbang, Comment.Special
-    said, blank = list[str](), ""
+    said, blank, until = list[str](), "", time.thread_time() + PATIENCE
     for kind, value in lexer.get_tokens(text):
-        if kind in Error:
+        if kind in Error or time.thread_time() > until:
             raise ValueError(f"{name} is no {lexer.name}")
         if kind in Comment and not any(kind in directive for directive in directives):
             blank += "\n" * value.count("\n") or " "

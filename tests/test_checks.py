@@ -195,6 +195,11 @@ def test_comments_and_layout_change_nothing_in_any_kind_of_file(path, text, same
     assert check({path: text}, {path: other}) is None
 
 
+def test_a_text_that_would_take_a_quarter_of_an_hour_to_read_is_compared_by_its_lines():
+    text = "a " * 100_000
+    assert check({"A.java": text}, {"A.java": text + "\n"}) and not check({"A.java": text}, {"A.java": text + "b"})
+
+
 def test_an_expression_too_deep_to_be_read_is_refused_and_not_passed_over():
     for deep in ("+".join(["1"] * 3000), "-" * 100_000 + "1", "[" * 150 + "]" * 150, "a" + ".b" * 50_000):
         kind, reason = judged(f"A = {deep}\n", "A = 1\n") or ("", "")
