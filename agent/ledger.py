@@ -213,6 +213,8 @@ def lock(home: Path) -> FileLock:
         held.acquire(timeout=0)
     except Timeout:
         raise Failure(f"{home.name} is already being worked on by another loop: choose another --tag") from None
+    except PermissionError as error:
+        raise Failure(f"{home} can't be written ({error.strerror}): give the command as its owner") from None
     except (OSError, NotImplementedError) as error:
         raise Failure(
             f"files can't be locked in {home} ({error}): clone the repository onto a local disk, and start there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sqlite3
 import subprocess
@@ -12,7 +13,8 @@ import pytest
 from conftest import ROOT, git, make_repository
 from test_loop import PROGRAM, STORY, TRAIN, block, environment, night, write_replies
 
-from agent.ledger import Ledger
+from agent.cli.nights import is_worked_on
+from agent.ledger import Ledger, lock
 from agent.program import PLACEHOLDER, load_program
 
 
@@ -146,3 +148,13 @@ def test_an_unknown_night_is_answered_with_the_known_ones(project: Path, tmp_pat
     assert "there is no night called other here; there are: night" in agent(
         "report", "--repo", str(project), "--tag", "other", expect=2
     )
+
+
+def test_only_a_loop_is_taken_for_one_and_not_somebody_else_who_looks(tmp_path: Path):
+    assert not is_worked_on(tmp_path)
+    held = lock(tmp_path)
+    assert is_worked_on(tmp_path)
+    held.release()
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as one who looks at the same moment
+        assert not is_worked_on(tmp_path)

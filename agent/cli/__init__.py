@@ -55,6 +55,8 @@ def guarded(command: typer.Typer, name: str) -> None:
         fail(str(failure))
     except MachineFault as fault:
         fail(str(fault), 3)
+    except PermissionError as error:
+        fail(f"{error.filename or error}: {error.strerror}; it needs the user that it belongs to, or another place")
     except (OSError, sqlite3.OperationalError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         fail(f"the disk is full ({error}): make room, and the same command goes on" if full else str(error), 3)

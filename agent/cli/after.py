@@ -20,8 +20,10 @@ from rich.text import Text
 
 from agent.cli.nights import is_worked_on
 from agent.cli.nights import nights as folders
-from agent.cli.show import Repo, Tag, find_night, how_it_stands, put, unread
+from agent.cli.output import write_data
+from agent.cli.show import Repo, Tag, find_night, how_it_stands, unread
 from agent.errors import Failure
+from agent.files import write_file
 from agent.finalize import confirmed
 from agent.finalize import finalize as make_branch
 from agent.history import History
@@ -80,7 +82,7 @@ def export(
     repo: Repo = Path("."),
     tag: Tag = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write lines of JSON there; - for standard output.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file there.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file there; - as above.")] = None,
     trials: Annotated[bool, typer.Option("--trials", help="A row for each trial, with its curve.")] = False,
     to: Annotated[
         list[str] | None, typer.Option(help="Send it to mlflow[:URI], wandb, tensorboard[:FOLDER] or trackio.")
@@ -110,6 +112,8 @@ def send(home: Path, name: str, where: str) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), asked_nothing():  # libraries tell of each run
             count = sending.send()
+    except Failure:
+        raise
     except Exception as error:  # whatever the library raises
         raise Failure(f"{name} takes nothing: {reason_of(error)}; the same command sends what is missing") from None
     typer.echo(f"{many(count, 'run')} sent, {len(sending.sent)} in all")
@@ -133,9 +137,9 @@ def write(
 ) -> None:  # fmt: skip
     content = form(rows, columns)
     if str(file) == "-":
-        typer.echo(content.decode(), nl=False)
+        write_data(content)
         return
-    put(file, content)
+    write_file(file, content)
     typer.echo(f"{file}: {many(len(rows), 'row')}", err=True)
 
 
@@ -150,7 +154,7 @@ def nights(
         raise Failure("there is no night here yet: start one with `python -m agent.loop`")
     rows.sort(key=lambda row: row["began"] or "")
     if as_json:
-        typer.echo(json.dumps(table.clean(rows), ensure_ascii=False, indent=2))
+        write_data((json.dumps(table.clean(rows), ensure_ascii=False, indent=2) + "\n").encode())
     else:
         Console(highlight=False).print(nights_table(rows))
 

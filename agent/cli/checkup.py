@@ -249,7 +249,7 @@ def examine(checkup: Checkup, console: Console) -> bool:
             word, text = "[green]ok[/green]  ", check()
         except Doubt as doubt:
             word, text = "[yellow]look[/yellow]", str(doubt)
-        except (Failure, MachineFault) as failure:
+        except (Failure, MachineFault, OSError) as failure:
             word, text = "[red]FAIL[/red]", str(failure)
             if text in told:  # one cause for all that stands on it
                 word, text = "[dim]-[/dim]   ", "can't be looked at before that is mended"

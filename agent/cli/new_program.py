@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.errors import Failure, ProgramError
+from agent.files import write_file
 from agent.findings import Found, Printed, look, scripts
 from agent.forms import is_original
 from agent.program import PLACEHOLDER, more_is_better, parse_program
@@ -76,7 +77,7 @@ def write_program(repo: Path, wanted: Wanted, ask: Ask | None = None) -> tuple[P
         parse_program(text.replace(PLACEHOLDER, "Say what to try, in a sentence or two of some words."))
     except ProgramError as error:
         raise Failure(str(error).removeprefix("program.md: ")) from None
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode(), "its folder has to be writable")
     return path, notes(root, found, metric, known)
 
 

@@ -17,6 +17,7 @@ from agent.cli import night
 from agent.cli.nights import choose_tag
 from agent.cli.show import Repo
 from agent.errors import Failure
+from agent.files import write_file
 from agent.workspace import project_folder
 
 MARK = "# Written by `overnight service`, and overwritten by it."
@@ -132,8 +133,7 @@ def write_unit(path: Path, text: str) -> None:
     """Over one of this command's own, and no other. Raises Failure."""
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
         raise Failure(f"{path} was not written by this command: move it away, or choose another --tag")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode(), "XDG_CONFIG_HOME names another folder than ~/.config")
 
 
 COMMANDS = (service,)

@@ -34,11 +34,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent import inbox
 from agent.errors import Failure, ProgramError
 from agent.events import Requested
+from agent.files import replace_file
 from agent.forms import defaults
 from agent.night import Night
 from agent.observers import now, steering
 from agent.observers.report import data
-from agent.observers.report.page import drawable, library, live_page, replace_file
+from agent.observers.report.page import drawable, library, live_page
 from agent.observers.report.read import Reader
 from agent.program import parse_program
 
@@ -170,10 +171,8 @@ class Program:
             why = str(error) if self.stands_alone() else ""
         if why:
             raise Refusal(422, why)
-        mode = self.path.stat().st_mode & 0o777
         try:
             replace_file(self.path, text.encode())
-            self.path.chmod(mode)
         except OSError as error:
             raise Refusal(409, f"program.md can't be written: {error.strerror}") from None
         return self.read()
