@@ -23,6 +23,7 @@ from agent.errors import Failure
 from agent.events import KINDS, Event
 from agent.night import Night, OutOfOrder
 from agent.storage import Reserve, disk_full, is_full, journal_mode
+from agent.typed import typed
 
 BUSY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL
 PATIENCE = 0.25  # seconds that one try waits for a lock: signals are heard in between
@@ -70,7 +71,7 @@ class Ledger:
         self.path, self.lock = home / name, held
         if readonly:
             if not self.path.exists():
-                raise Failure(f"there is no night at {home}: start one with `python -m agent.loop`")
+                raise Failure(f"there is no night at {home}: start one with `{typed('run')}`")
         else:
             home.mkdir(parents=True, exist_ok=True)
             self.lock = held or lock(home)

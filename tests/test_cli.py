@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, git, make_repository
+from long_night import long_night
 from test_loop import PROGRAM, STORY, TRAIN, block, environment, night, write_replies
 
 from agent.cli.nights import is_worked_on
@@ -158,3 +160,23 @@ def test_only_a_loop_is_taken_for_one_and_not_somebody_else_who_looks(tmp_path: 
     with (tmp_path / "lock").open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)  # as one who looks at the same moment
         assert not is_worked_on(tmp_path)
+
+
+def test_texts_name_commands_as_they_were_typed(project: Path, tmp_path: Path):
+    script = tmp_path / "bin" / "overnight"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom agent.cli import main\nmain()\n")
+    script.chmod(0o755)
+    path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+
+    def says(*words: str, **extra: str) -> str:
+        ran = subprocess.run(words, cwd=project, env=environment(PYTHONPATH=str(ROOT), COLUMNS="200", **extra),
+                             capture_output=True, text=True)  # fmt: skip
+        return ran.stdout + ran.stderr
+
+    assert "start one with `overnight run`\n" in says("overnight", "status", PATH=path)
+    assert f"start one with `{script} run`\n" in says(str(script), "status")  # which is on no path
+    assert "start one with `python -m agent.loop`\n" in says(sys.executable, "-m", "agent", "status")
+    long_night(project / ".research" / "monday", 3)
+    assert "from its next start on (overnight run --tag monday)" in says("overnight", "suggest", "wider", PATH=path)
+    assert "(`overnight --help` lists what there is)" in says("overnight", "suggests", PATH=path)

@@ -6,7 +6,6 @@ One file for each group of commands; they read flags and turn failures into one 
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from agent.cli import after, check, experiment, night, service, show, steer, wat
 from agent.cli.nights import newest
 from agent.cli.output import survive
 from agent.errors import Failure, MachineFault
+from agent.typed import program
 from agent.workspace import project_folder
 
 HELP = (__doc__ or "").partition("\n")[0]
@@ -85,5 +85,4 @@ def loop() -> None:
 
 
 def main() -> None:
-    installed = os.path.basename(sys.argv[0]) == "overnight"
-    guarded(app, "overnight" if installed else "python -m agent")
+    guarded(app, program())

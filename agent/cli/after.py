@@ -36,6 +36,7 @@ from agent.observers.report.read import told_of
 from agent.observers.track import parse
 from agent.observers.trackers.sending import Sending, reason_of
 from agent.observers.tsv import cell
+from agent.typed import typed
 from agent.workspace import Workspace, project_folder
 
 
@@ -151,7 +152,7 @@ def nights(
     root = project_folder(repo)
     rows = [night_row(home) for home in folders(root)]
     if not rows and not as_json:
-        raise Failure("there is no night here yet: start one with `python -m agent.loop`")
+        raise Failure(f"there is no night here yet: start one with `{typed('run')}`")
     rows.sort(key=lambda row: row["began"] or "")
     if as_json:
         write_data((json.dumps(table.clean(rows), ensure_ascii=False, indent=2) + "\n").encode())

@@ -34,6 +34,7 @@ from agent.run.environment import find_environment, said
 from agent.run.gpu import find_device, visible_gpus
 from agent.run.sandbox import choose_sandbox
 from agent.storage import journal_mode
+from agent.typed import typed
 from agent.workspace import Workspace
 
 TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
@@ -237,7 +238,7 @@ class Checkup:
     def other_loops(self) -> str:
         others = (home for home in nights(self.workspace.root) if home.name != self.own)
         if at_work := [home.name for home in others if is_worked_on(home)]:
-            raise Doubt(f"one works on {', '.join(at_work)}: two slow each other (`python -m agent stop` ends it)")
+            raise Doubt(f"one works on {', '.join(at_work)}: two slow each other (`{typed('stop')}` ends it)")
         return "none works in this repository"
 
 

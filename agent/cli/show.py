@@ -25,6 +25,7 @@ from agent.observers.report.read import told_of
 from agent.observers.summary import experiments_table, notes_of, summary
 from agent.observers.terminal import paused
 from agent.refs import branch_at
+from agent.typed import typed
 from agent.workspace import project_folder
 
 Repo = Annotated[Path, typer.Option("--repo", help="The repository to work on; default: here.")]
@@ -122,7 +123,7 @@ def find_night(repo: Path, tag: str | None) -> Path:
     root = project_folder(repo)
     homes = {home.name: home for home in nights(root)}
     if not homes:
-        raise Failure("there is no night here yet: start one with `python -m agent.loop`")
+        raise Failure(f"there is no night here yet: start one with `{typed('run')}`")
     name = tag or list(homes)[-1]
     if name not in homes:
         raise Failure(f"there is no night called {name} here; there are: {', '.join(homes)}")
@@ -134,7 +135,7 @@ def unread(home: Path, night: Night) -> list[str]:
     waiting = [] if is_worked_on(home) else [r for r in inbox.unread(home) if night.awaits(r)]
     return [
         f"`{r.what}{'' if r.experiment is None else f' {r.experiment}'}` was asked for, and waits for the next start: "
-        f"python -m agent.loop --tag {home.name}"
+        + typed(f"run --tag {home.name}")
         for r in waiting
     ]
 

@@ -22,6 +22,7 @@ from agent.limits import told
 from agent.night import Night
 from agent.observers.steering import moment, refused, said
 from agent.records import Stoppers
+from agent.typed import typed
 
 MOST_HOURS = 100_000  # a date of a clock has to come out of them
 LONGEST_SUGGESTION = 4000  # characters: every prompt has to hold it
@@ -140,7 +141,7 @@ class Steered:
         if why := refused(request, self.night):
             raise Failure(why)
         inbox.send(self.home, what, **fields)
-        how = f"python -m agent.loop --tag {self.name}"
+        how = typed(f"run --tag {self.name}")
         idle = "" if self.works else f"no loop works on it, so this holds from its next start on ({how}): "
         typer.echo(f"{self.name}: {idle}{said(request, self.night)}")
 

@@ -67,6 +67,7 @@ from agent.run.inputs import listing
 from agent.run.local import LocalExecutor
 from agent.run.proposer_room import OUT, ProposerRoom
 from agent.run.sandbox import Sandbox, choose_sandbox
+from agent.typed import typed
 from agent.workspace import Workspace, open_repository, project_folder
 
 
@@ -305,7 +306,7 @@ def introduce(
         done = max(0, len(night.order) - 1)
         say(f"going on with night {workspace.tag}: {done} experiments are done; --new begins another one")
         if holds := limits.told(night):
-            say(f"limits so far: {', '.join(holds)}; flags go over them, `python -m agent limits` changes them")
+            say(f"limits so far: {', '.join(holds)}; flags go over them, `{typed('limits')}` changes them")
     goal, budget = f"{program.metric.direction} {program.metric.name}", program.budget_on(device)
     say(f"night {workspace.tag}: {goal}, {budget} per trial on {device}")
     say(banner(proposer))
@@ -374,7 +375,7 @@ def reopen(
     root = project_folder(repo)
     home = root / ".research" / tag if tag else newest(root)
     if home is None or not (home / "ledger.db").exists():
-        raise Failure("there is no such night here: `python -m agent status` shows the newest")
+        raise Failure(f"there is no such night here: `{typed('status')}` shows the newest")
     check_quiet(root)
     workspace, say = Workspace(root, home.name), teller(Console(highlight=False, soft_wrap=True))
     ledger, told = open_ledger(workspace.repo, home)

@@ -9,6 +9,7 @@ from agent import events as ev
 from agent.limits import told as limits_told
 from agent.night import Night
 from agent.observers.tsv import cell
+from agent.typed import typed
 
 
 def moment(until: float, now: float) -> str:
@@ -71,7 +72,7 @@ def off_the_branch(event: ev.Requested, night: Night) -> str:
 
 
 def pause_ends(until: float, now: float) -> str:
-    return f"until {moment(until, now)}" if until else "until `python -m agent resume`"
+    return f"until {moment(until, now)}" if until else f"until `{typed('resume')}`"
 
 
 def notes(night: Night) -> list[str]:

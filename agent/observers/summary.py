@@ -19,6 +19,7 @@ from agent.observers import steering
 from agent.observers.tsv import cell, seconds
 from agent.program import Program
 from agent.records import KEPT, Experiment
+from agent.typed import typed
 
 COLORS = {"keep": "bold green", "simplification": "bold green", "baseline": "bold", "discard": "yellow"}
 COLORS |= {"held": "bold magenta", "skipped": "yellow", "vetoed": "yellow"}
@@ -59,7 +60,7 @@ def summary(
     for e in done:
         if e.verdict and e.verdict.kind == "held":
             look = f"#{e.number} {escape(cell(e.label))}: {escape(cell(e.verdict.reason))}"
-            table.add_row("held", f"{look}; `python -m agent accept {e.number}` lets it be kept")
+            table.add_row("held", f"{look}; `{typed(f'accept {e.number}')}` lets it be kept")
     if vetoed := [f"#{e.number}" for e in done if e.verdict and e.verdict.kind == "vetoed"]:
         table.add_row("vetoed", ", ".join(vetoed))
     table.add_row("baseline", f"{name} {number(baseline)}")
