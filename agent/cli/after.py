@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from agent.cli.nights import is_worked_on
@@ -31,6 +30,7 @@ from agent.judge.audit import AuditReport
 from agent.lab_note import dollars, duration, number
 from agent.ledger import Ledger
 from agent.observers import table
+from agent.observers.columns import Columns
 from agent.observers.report.data import facts
 from agent.observers.report.read import told_of
 from agent.observers.track import parse
@@ -183,8 +183,8 @@ def night_row(home: Path) -> dict[str, Any]:
         return row | {"ended": str(error)}
 
 
-def nights_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    shown = Table(box=None, header_style="bold", pad_edge=False)
+def nights_table(rows: Iterable[Mapping[str, Any]]) -> Columns:
+    shown = Columns()
     for name in ("night", "began", "hours"):
         shown.add_column(name, no_wrap=True)
     for name in ("tried", "kept"):

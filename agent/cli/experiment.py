@@ -42,6 +42,9 @@ def show(
     wanted = {"change": diff, "log": log, "prompt": prompt, "reply": reply}
     if not any(wanted.values()):
         console.print(detail(e, told))
+        if number and (change := diff_of(e, told)):
+            console.print()
+            console.print(colored(change), soft_wrap=True)  # long lines of code stay whole
         return
     texts = {"change": diff_of, "log": lambda e, _: logs(e), "prompt": lambda e, _: prompts(e),
              "reply": lambda e, _: replies(e)}  # fmt: skip
