@@ -20,12 +20,11 @@ from agent.events import Requested, RequestKind
 from agent.ledger import Ledger
 from agent.limits import told
 from agent.night import Night
-from agent.observers.steering import moment, refused, said
+from agent.observers.steering import moment, refused, said, unheard
 from agent.records import Stoppers
 from agent.typed import typed
 
 MOST_HOURS = 100_000  # a date of a clock has to come out of them
-LONGEST_SUGGESTION = 4000  # characters: every prompt has to hold it
 Number = Annotated[int, typer.Argument(min=0, help="Number of the experiment, as `status` shows it.")]
 
 
@@ -73,15 +72,8 @@ def suggest(
 ) -> None:
     """Have an idea of yours tried next."""
     text, steered = " ".join(" ".join(words).split()), Steered.of(repo, tag)
-    if not text:
-        raise Failure('the suggestion is empty: say what to try, like `suggest "a longer warmup"`')
-    if len(text) > LONGEST_SUGGESTION:
-        raise Failure(f"the suggestion has {len(text):,} characters, {LONGEST_SUGGESTION:,} fit: write it shorter")
-    if steered.works and not steered.night.reads:
-        raise Failure(
-            f"{steered.night.proposer.split()[0]} proposes in this night, and has no language: it can't read a "
-            "suggestion (stop the loop, and go on with a model)"
-        )
+    if why := unheard(text, steered.night, steered.works):
+        raise Failure(why)
     steered.ask("suggest", words=text)
 
 

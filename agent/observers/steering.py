@@ -11,6 +11,8 @@ from agent.night import Night
 from agent.observers.tsv import cell
 from agent.typed import typed
 
+LONGEST_SUGGESTION = 4000  # characters: every prompt has to hold it
+
 
 def moment(until: float, now: float) -> str:
     """`07:00 UTC (2026-11-28, in 8 h 12 min)`: with its time zone, because rented machines run on UTC."""
@@ -24,6 +26,19 @@ def refused(event: ev.Requested, night: Night) -> str:
     """Why the request changes nothing; "" where it does something. `night`: with the request."""
     at, text = night.notes[-1] if night.notes else (0.0, "")
     return text if at == event.at and text.startswith(f"{event.what}: ") else ""
+
+
+def unheard(words: str, night: Night, works: bool) -> str:
+    """Why an idea can't be put to the proposer; "" where it can. `works`: a loop is there, and has its proposer."""
+    if not words:
+        return 'the suggestion is empty: say what to try, like `suggest "a longer warmup"`'
+    if len(words) > LONGEST_SUGGESTION:
+        return f"the suggestion has {len(words):,} characters, {LONGEST_SUGGESTION:,} fit: write it shorter"
+    if works and not night.reads:
+        proposer = night.proposer.split()[0]
+        mend = "stop the loop, and go on with a model"
+        return f"{proposer} proposes in this night, and has no language: it can't read a suggestion ({mend})"
+    return ""
 
 
 def said(event: ev.Requested, night: Night, read: Callable[[str], str] = str) -> str:

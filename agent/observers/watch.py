@@ -135,6 +135,10 @@ def send(home: Path, night: Night, what: str, **fields: Any) -> str:
     """Leave a request for the loop, and say what it will do. Raises Refusal where it is none, or would do nothing."""
     if what not in kinds():
         raise Refusal(400, f"nobody can be asked to {what}")
+    if what == "suggest":
+        fields["words"] = " ".join(str(fields.get("words", "")).split())
+        if why := steering.unheard(fields["words"], night, works=True):
+            raise Refusal(409, why)
     try:
         request = Requested(at=time.time(), id=f"{what} at {time.time_ns()}", what=what, **fields)  # type: ignore[arg-type]
     except (TypeError, ValidationError):
