@@ -81,9 +81,8 @@ def test_a_night_of_version_0_1_is_reported_and_not_continued(project: Path):
 
 
 def test_without_a_night_they_say_how_to_start_one(project: Path):
-    for command in ("status", "report"):
+    for command in ("status", "report", "audit"):
         assert agent(command, "--repo", str(project), expect=2).startswith("error: there is no night here yet")
-    assert "there is no such night" in agent("audit", "--repo", str(project), expect=2)
 
 
 def test_init_writes_a_program_that_the_loop_reads(tmp_path: Path):
@@ -136,6 +135,7 @@ def test_a_wrong_first_command_does_not_spoil_the_night(project: Path, tmp_path:
         (("--run", ""), "is no command line (is empty"),
         (("--run", 'python "x'), "is no command line (No closing quotation)"),
         (("--hours", "0"), "--hours 0 leaves no time"),
+        (("--hours", "inf"), "less than or equal to 100000"),
     ],
 )
 def test_empty_and_broken_values_are_refused_before_anything_starts(project: Path, flags: tuple[str, ...], says: str):

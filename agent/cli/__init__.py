@@ -66,7 +66,8 @@ def guarded(command: typer.Typer, name: str) -> None:
         usage = " ".join(mistake.format_message().split())
         if not usage:  # no command at all: its help is printed
             raise SystemExit(2) from None
-        fail(f"{usage} (`{name} --help` lists what there is)")
+        context = getattr(mistake, "ctx", None)  # of the command that was given wrongly
+        fail(f"{usage} (`{context.command_path if context else name} --help` lists what there is)")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -70,6 +70,8 @@ def finalize(
     typer.echo(f"not audited: {doubt}" if doubt else f"audited: better by {audited.gain}" if audited else "")
     if not made.measured:
         typer.echo(f"{base} is not what the night began from: the two together were never measured")
+    if is_worked_on(home):
+        typer.echo(f"a loop works on {home.name}: what it keeps from now on is not in it")
     if look := [f"#{e.number}" for e in chain if e.verdict and e.verdict.review]:
         typer.echo(f"marked for a look: {', '.join(look)}; `show N` says why")
     typer.echo(f"look at it:  git log -p --reverse {made.base[:12]}..{made.name}")

@@ -26,7 +26,7 @@ from agent.cli.show import Repo, Tag, find_night, show_summary
 from agent.cli.wiring import Flags, Parts, assemble, teller
 from agent.errors import Failure
 from agent.events import Requested
-from agent.limits import GO_ON
+from agent.limits import GO_ON, MOST_HOURS
 from agent.propose.choose import PROPOSERS
 from agent.records import Stoppers
 from agent.storage import disk_full, is_full
@@ -40,7 +40,9 @@ def run(
         typer.Option(help="Name of the night; an existing one goes on. Default: the unfinished one, or today."),
     ] = None,
     experiments: Annotated[int | None, typer.Option(min=1, help="End after this many experiments.")] = None,
-    hours: Annotated[float | None, typer.Option(min=0, help="Begin nothing new after this many hours.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(min=0, max=MOST_HOURS, help="Begin nothing new after this many hours.")
+    ] = None,
     usd: Annotated[float | None, typer.Option(min=0, help="Never spend more on calls, in dollars.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="End when calls have used this many tokens.")] = None,
     plateau: Annotated[int | None, typer.Option(min=1, help="End after so many in a row without a keep.")] = None,

@@ -18,13 +18,12 @@ from agent.cli.show import Repo, Tag, find_night
 from agent.errors import Failure
 from agent.events import Requested, RequestKind
 from agent.ledger import Ledger
-from agent.limits import told
+from agent.limits import MOST_HOURS, told
 from agent.night import Night
 from agent.observers.steering import moment, refused, said, unheard
 from agent.records import Stoppers
 from agent.typed import typed
 
-MOST_HOURS = 100_000  # a date of a clock has to come out of them
 Number = Annotated[int, typer.Argument(min=0, help="Number of the experiment, as `status` shows it.")]
 
 

@@ -32,7 +32,8 @@ from agent.cli.beforehand import (
     same_night,
     so_far,
 )
-from agent.cli.nights import check_quiet, choose_tag, newest
+from agent.cli.nights import check_quiet, choose_tag
+from agent.cli.show import find_night
 from agent.commands import is_translated
 from agent.errors import Failure, ProgramError
 from agent.forms import defaults
@@ -372,10 +373,7 @@ def reopen(
     repo: Path, tag: str | None, sandbox: str
 ) -> tuple[tuple[Experiment, ...], Workspace, Executor, Program, Callable[[str], None]]:
     """The parts of a night that has been, to run further trials of its commits. Raises Failure."""
-    root = project_folder(repo)
-    home = root / ".research" / tag if tag else newest(root)
-    if home is None or not (home / "ledger.db").exists():
-        raise Failure(f"there is no such night here: `{typed('status')}` shows the newest")
+    root, home = project_folder(repo), find_night(repo, tag)
     check_quiet(root)
     workspace, say = Workspace(root, home.name), teller(Console(highlight=False, soft_wrap=True))
     ledger, told = open_ledger(workspace.repo, home)

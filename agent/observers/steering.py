@@ -32,6 +32,8 @@ def unheard(words: str, night: Night, works: bool) -> str:
     """Why an idea can't be put to the proposer; "" where it can. `works`: a loop is there, and has its proposer."""
     if not words:
         return 'the suggestion is empty: say what to try, like `suggest "a longer warmup"`'
+    if words != words.encode(errors="replace").decode():
+        return "the suggestion is no text in UTF-8: write it anew"
     if len(words) > LONGEST_SUGGESTION:
         return f"the suggestion has {len(words):,} characters, {LONGEST_SUGGESTION:,} fit: write it shorter"
     if works and not night.reads:
