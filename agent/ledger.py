@@ -83,6 +83,9 @@ class Ledger:
             self.waiting: dict[str, bytes] = {}  # texts that go in with the next event
             if not readonly:
                 self.open()
+            elif not has_tables(self.path, "journal"):
+                again = typed(f"run --tag {home.name}")
+                raise Failure(f"{self.path} is empty: `{again}` puts its copy back where there is one, or begins it")
         except sqlite3.DatabaseError as error:
             self.close()
             if isinstance(error, sqlite3.OperationalError):
@@ -236,9 +239,10 @@ def is_old(path: Path) -> bool:
         raise Damaged(path, str(error)) from None
 
 
-def has_tables(path: Path) -> bool:
+def has_tables(path: Path, name: str = "experiments") -> bool:
+    """Whether this one is among them; the default: of a night of version 0.1."""
     with contextlib.closing(connect(path, readonly=True)) as db:
-        return execute(db, "SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone() is not None
+        return execute(db, "SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
 
 
 def damage(path: Path) -> str:
