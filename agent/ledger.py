@@ -23,6 +23,7 @@ from agent.errors import Failure
 from agent.events import KINDS, Event
 from agent.night import Night, OutOfOrder
 from agent.storage import Reserve, disk_full, is_full, journal_mode
+from agent.typed import typed
 
 BUSY = sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL
 PATIENCE = 0.25  # seconds that one try waits for a lock: signals are heard in between
@@ -70,7 +71,7 @@ class Ledger:
         self.path, self.lock = home / name, held
         if readonly:
             if not self.path.exists():
-                raise Failure(f"there is no night at {home}: start one with `python -m agent.loop`")
+                raise Failure(f"there is no night at {home}: start one with `{typed('run')}`")
         else:
             home.mkdir(parents=True, exist_ok=True)
             self.lock = held or lock(home)
@@ -82,6 +83,9 @@ class Ledger:
             self.waiting: dict[str, bytes] = {}  # texts that go in with the next event
             if not readonly:
                 self.open()
+            elif not has_tables(self.path, "journal"):
+                again = typed(f"run --tag {home.name}")
+                raise Failure(f"{self.path} is empty: `{again}` puts its copy back where there is one, or begins it")
         except sqlite3.DatabaseError as error:
             self.close()
             if isinstance(error, sqlite3.OperationalError):
@@ -213,6 +217,8 @@ def lock(home: Path) -> FileLock:
         held.acquire(timeout=0)
     except Timeout:
         raise Failure(f"{home.name} is already being worked on by another loop: choose another --tag") from None
+    except PermissionError as error:
+        raise Failure(f"{home} can't be written ({error.strerror}): give the command as its owner") from None
     except (OSError, NotImplementedError) as error:
         raise Failure(
             f"files can't be locked in {home} ({error}): clone the repository onto a local disk, and start there"
@@ -233,9 +239,10 @@ def is_old(path: Path) -> bool:
         raise Damaged(path, str(error)) from None
 
 
-def has_tables(path: Path) -> bool:
+def has_tables(path: Path, name: str = "experiments") -> bool:
+    """Whether this one is among them; the default: of a night of version 0.1."""
     with contextlib.closing(connect(path, readonly=True)) as db:
-        return execute(db, "SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone() is not None
+        return execute(db, "SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).fetchone() is not None
 
 
 def damage(path: Path) -> str:

@@ -11,6 +11,7 @@ FIRST_WAIT, LONGEST_WAIT = 15.0, 600.0  # seconds after an outage; each further 
 FRUITLESS = 5  # proposals in a row that could not be trained, before the next one is waited with, longer each time
 LONGEST_RETRY_AFTER = 3600.0  # seconds that a server's Retry-After is honoured
 UNTRAINED = "none of their changes could be trained"
+MOST_HOURS = 100_000  # a date of a clock has to come out of them
 GO_ON = "the same command goes on from here"
 
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agent.commands import PLACES, arguments, misspelt, shell_syntax
 from agent.errors import ProgramError
+from agent.typed import typed
 
 EXAMPLE = "metric: {name: val_bpb, direction: minimize}, edit: [train.py], run: python train.py, budget: 5m"
 TOKENS_WALL_CAP = 600.0  # seconds of training allowed to a token budget that names no cap
@@ -286,7 +287,7 @@ def load_program(path: Path, overrides: Mapping[str, Any] | None = None) -> Prog
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise ProgramError(f"{path} does not exist: `python -m agent init` writes one") from None
+        raise ProgramError(f"{path} does not exist: `{typed('init')}` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ProgramError(f"{path} can't be read: {error}") from None
     return parse_program(text, overrides)

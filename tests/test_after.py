@@ -65,6 +65,13 @@ def refused(project: Path, *arguments: str) -> str:
     return str(result.exception)
 
 
+@pytest.mark.parametrize("width", ["44", "80", "200"])
+def test_no_line_ends_in_blanks_however_wide_the_terminal_is(finished: Path, width: str):
+    for command in (("status",), ("nights",), ("show", "3"), ("run", "--dry-run", "--proposer", "search")):
+        said = CliRunner(env={"COLUMNS": width}).invoke(app, [*command, "--repo", str(finished)]).stdout
+        assert said.count("\n") > 1 and not [line for line in said.splitlines() if line.endswith(" ")], said
+
+
 def test_an_experiment_is_shown_with_its_evidence_and_what_a_model_wrote_is_text(finished: Path):
     said = agent("show", "3", "--repo", str(finished))
     assert "#3 keep" in said and "[red]Wide" in said and "layers[/] see more." in said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -10,9 +12,11 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, git, make_repository
+from long_night import long_night
 from test_loop import PROGRAM, STORY, TRAIN, block, environment, night, write_replies
 
-from agent.ledger import Ledger
+from agent.cli.nights import is_worked_on
+from agent.ledger import Ledger, lock
 from agent.program import PLACEHOLDER, load_program
 
 
@@ -77,9 +81,8 @@ def test_a_night_of_version_0_1_is_reported_and_not_continued(project: Path):
 
 
 def test_without_a_night_they_say_how_to_start_one(project: Path):
-    for command in ("status", "report"):
+    for command in ("status", "report", "audit"):
         assert agent(command, "--repo", str(project), expect=2).startswith("error: there is no night here yet")
-    assert "there is no such night" in agent("audit", "--repo", str(project), expect=2)
 
 
 def test_init_writes_a_program_that_the_loop_reads(tmp_path: Path):
@@ -132,6 +135,7 @@ def test_a_wrong_first_command_does_not_spoil_the_night(project: Path, tmp_path:
         (("--run", ""), "is no command line (is empty"),
         (("--run", 'python "x'), "is no command line (No closing quotation)"),
         (("--hours", "0"), "--hours 0 leaves no time"),
+        (("--hours", "inf"), "less than or equal to 100000"),
     ],
 )
 def test_empty_and_broken_values_are_refused_before_anything_starts(project: Path, flags: tuple[str, ...], says: str):
@@ -146,3 +150,33 @@ def test_an_unknown_night_is_answered_with_the_known_ones(project: Path, tmp_pat
     assert "there is no night called other here; there are: night" in agent(
         "report", "--repo", str(project), "--tag", "other", expect=2
     )
+
+
+def test_only_a_loop_is_taken_for_one_and_not_somebody_else_who_looks(tmp_path: Path):
+    assert not is_worked_on(tmp_path)
+    held = lock(tmp_path)
+    assert is_worked_on(tmp_path)
+    held.release()
+    with (tmp_path / "lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)  # as one who looks at the same moment
+        assert not is_worked_on(tmp_path)
+
+
+def test_texts_name_commands_as_they_were_typed(project: Path, tmp_path: Path):
+    script = tmp_path / "bin" / "overnight"
+    script.parent.mkdir()
+    script.write_text(f"#!{sys.executable}\nfrom agent.cli import main\nmain()\n")
+    script.chmod(0o755)
+    path = f"{script.parent}{os.pathsep}{os.environ['PATH']}"
+
+    def says(*words: str, **extra: str) -> str:
+        ran = subprocess.run(words, cwd=project, env=environment(PYTHONPATH=str(ROOT), COLUMNS="200", **extra),
+                             capture_output=True, text=True)  # fmt: skip
+        return ran.stdout + ran.stderr
+
+    assert "start one with `overnight run`\n" in says("overnight", "status", PATH=path)
+    assert f"start one with `{script} run`\n" in says(str(script), "status")  # which is on no path
+    assert "start one with `python -m agent.loop`\n" in says(sys.executable, "-m", "agent", "status")
+    long_night(project / ".research" / "monday", 3)
+    assert "from its next start on (overnight run --tag monday)" in says("overnight", "suggest", "wider", PATH=path)
+    assert "(`overnight --help` lists what there is)" in says("overnight", "suggests", PATH=path)

@@ -105,6 +105,9 @@ def test_a_second_loop_is_refused_and_a_reader_is_not(tmp_path: Path):
 def test_no_night_to_read_says_how_to_start_one(tmp_path: Path):
     with pytest.raises(Failure, match="python -m agent.loop"):
         Ledger(tmp_path / "none", readonly=True)
+    (tmp_path / "ledger.db").touch()  # as a machine that lost its power may leave one
+    with pytest.raises(Failure, match="ledger.db is empty: `python -m agent.loop --tag .*` puts its copy back"):
+        Ledger(tmp_path, readonly=True)
 
 
 def test_a_night_of_version_0_1_is_not_continued(tmp_path: Path):

@@ -18,8 +18,6 @@ from conftest import ROOT, make_repository
 from long_night import HOSTILE, Writer, long_night
 
 from agent import events as ev
-from agent.cli.show import put
-from agent.errors import Failure
 from agent.observers.report import chart, data
 from agent.observers.report.markdown import markdown
 from agent.observers.report.page import library, page
@@ -220,12 +218,6 @@ def test_the_command_writes_page_picture_and_text(tmp_path: Path):
     picture = tmp_path / "deep" / "chart.png"
     said = agent("report", "--repo", str(project), "--markdown", "--png", str(picture))
     assert said.startswith("## monday: val") and picture.read_bytes().startswith(b"\x89PNG")
-
-
-def test_a_page_that_cannot_be_written_is_said_in_one_line(tmp_path: Path):
-    (tmp_path / "taken").write_text("")
-    with pytest.raises(Failure, match="can't be written .*: name another file"):
-        put(tmp_path / "taken" / "page.html", b"")
 
 
 # In a browser.

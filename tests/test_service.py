@@ -82,5 +82,7 @@ def test_the_command_says_how_to_go_on_and_refuses_flags_that_run_would_refuse(p
     assert "systemctl --user" in said or "nohup" in said and "tmux new-session" in said
     assert f"--hours 10 --repo {project} --tag" in said.replace("\n", " ") or "wrote" in said
     agent("service", "--repo", str(project), "--", "--hours", "ten", expect=2)
+    said = agent("service", "--repo", str(project), "--", "--tag", "a/b", expect=2)
+    assert said == "error: 'a/b' can't name a branch: use letters, digits, dots and dashes in --tag\n"
     said = agent("service", "--repo", str(project), "--", "--notify", "ntfy://token", expect=2)
     assert "set OVERNIGHT_NOTIFY" in said

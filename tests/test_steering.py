@@ -144,6 +144,7 @@ def mistakes_are_one_line_each(project: Path, steer) -> None:
         (("pause", "--until", "25:00"), "--until 25:00 is no time"),
         (("pause", "--until", "2020-01-01 07:00"), "is over: it is"),
         (("suggest", " "), "the suggestion is empty"),
+        (("suggest", "\udcff"), "the suggestion is no text in UTF-8"),
         (("limits", "--usd", "much"), "--usd much is no limit"),
     ):
         said = steer(project, *arguments, refused=True)

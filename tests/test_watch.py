@@ -1,290 +1,44 @@
-"""A night while it runs, as a person sees it: on a terminal, and as a page that is served."""
+"""A night while it runs, as a page that is served: its rules, and in a real browser."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from http.client import HTTPConnection
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from at_work import REPLIES, Served, loop, slow_project, until
 from conftest import ROOT, make_repository
 from filelock import FileLock
-from long_night import HOSTILE, long_night
-from rich.console import Console
-from test_loop import PROGRAM, block, command, environment, write_replies
-from test_report import BROWSER, browser  # noqa: F401
+from long_night import long_night
+from server import ModelServer
+from test_loop import PROGRAM, block, environment, write_replies
+from test_report import browser  # noqa: F401
 
 from agent import events as ev
-from agent import live
 from agent.inbox import unread
-from agent.observers import now, screen
-from agent.observers.now import Tally
-from agent.observers.report.read import Reader
-from agent.observers.terminal import LiveTerminal, terminal
+from agent.ledger import Ledger
 from bench.stop import journal
 
-TRAIN = """\
-import math, os, random, time
+STEERED = """\
+import os, random, time
 RATE = 0.5
-WIDTH = 8
-random.seed(int(os.environ.get("RESEARCH_SEED", "0")))
-began, last = time.time(), float(os.environ.get("SLOW", "4"))
-for step in range(1_000_000):
-    share = (time.time() - began) / last
-    if share >= 1:
-        break
-    print(f"step {step} | loss {2 * math.exp(-5 * share) + RATE + 3 / WIDTH:.4f} | {100 * share:.1f}%", flush=True)
-    time.sleep(0.05)
-print("loss:", (RATE - 0.1) ** 2 + 1 / WIDTH + random.gauss(0, 0.001))
+SCALE = 0.01
+PAUSE = 0.0
+for step in range(3):
+    print(f"step {step} | loss {RATE:.4f} | {33 * step}%", flush=True)
+    time.sleep(PAUSE)
+luck = random.Random(os.environ["RESEARCH_SEED"]).gauss(0, 1)
+print("loss:", (RATE - 0.1) ** 2 + SCALE * (50 + luck))
 """
-REPLIES = (
-    block("RATE = 0.5", "RATE = 0.45", f"{HOSTILE} [bold red]A lower rate[/] \x1b[2J\x1b]0;taken\x07 lands nearer."),
-    block("RATE = 0.45", "RATE = 0.9", "A higher rate travels further."),
-    *(block("WIDTH = 8", f"WIDTH = {n}", f"Width {n} is better.") for n in (9, 10, 11, 12, 13, 14)),
-)
-Answer = tuple[int, str]
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    program = PROGRAM.replace("budget: 20s", "budget: 20s\nenvironment: [SLOW]")
-    files = {"train.py": TRAIN, "prepare.py": "# protected\n", "program.md": program}
-    return make_repository(tmp_path / "project", files)
-
-
-@contextlib.contextmanager
-def loop(project: Path, replies: Path, *flags: str, slow: str = "4") -> Iterator[subprocess.Popen[str]]:
-    """A loop at work on the night `night` of the project."""
-    chosen = ("--replay", str(replies), "--unsafe-no-sandbox", *flags)
-    process = subprocess.Popen(
-        command(project, *chosen), cwd=ROOT, env=environment(SLOW=slow), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
-
-
-def until(true: Callable[[], Any], what: str, seconds: float = 60) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, what
-        time.sleep(0.05)
-    return found
-
-
-# On a terminal.
-
-
-def drawn(home: Path, width: int, height: int) -> str:
-    reader = Reader(home)
-    reader.read()
-    night, history = reader.night, reader.history
-    seen = now.look(home, night, history, at_work=True)
-    figures = Tally.of((event for _, event in reader.ledger.events()), night, history).figures(night, history, seen)
-    verdicts = [history.brief(night.experiments[n]) for n in reversed(night.order[-50:])]
-    lines = screen.picture(home.name, "val_bpb", seen, figures, verdicts, width, height)
-    assert len(lines) <= height and all(line.cell_len <= width for line in lines)
-    return "\n".join(line.plain for line in lines)
-
-
-@pytest.mark.parametrize(("width", "height"), [(80, 23), (199, 49), (40, 10)])
-def test_the_picture_of_a_night_fits_and_says_what_runs_and_what_was_gained(tmp_path: Path, width: int, height: int):
-    home = long_night(tmp_path / "night", 40)
-    log = tmp_path / "log"
-    log.write_text("step 1\n\x1b[2J\x1b]0;title\x07step 2 [red]loss\n")
-    curve = [(k / 100, 1.2 + 3 / (k + 1)) for k in range(51)]
-    live.write(home, live.Live(0, "train", 40, 1, time.time() - 200, str(log), "training", time.time() - 150, curve))
-    said = drawn(home, width, height)
-    assert "\x1b" not in said and "\x07" not in said
-    assert re.search("val_bpb 1 → 0.9", said) and "kept" in said
-    assert "#40 trial 2" in said
-    if width >= 80:
-        assert "50%  2m30s left" in said, said
-        assert re.search(r"loss 1\.\d+  0\.\d+ (above|below) the incumbent's at this point", said), said
-        assert "step 2 [red]loss" in said and re.search(r"gain 0\.0\d+ \(95%: 0\.0\d+ \.\. 0\.0\d+\)", said)
-        assert len(re.findall(r"discard|keep|crash", said)) >= min(40, height - 16)
-
-
-def test_eight_gpus_fit_on_a_small_terminal(tmp_path: Path):
-    home = long_night(tmp_path / "night", 20)
-    reader = Reader(home)
-    reader.read()
-    night, history = reader.night, reader.history
-    for slot in range(8):
-        curve = [(k / 10, 4 - k / 10) for k in range(slot + 1)]
-        began, card = time.time() - 5, f"GPU-{slot}"
-        live.write(home, live.Live(slot, "train", 10 + slot, 1, began, "", "training", began, curve, card))
-    seen = now.look(home, night, history, at_work=True)
-    cards = [now.Card(n, f"GPU-{n}", "Some GPU", 0.5 if n else None, 60.0, 80.0) for n in range(8)]
-    figures = Tally.of((event for _, event in reader.ledger.events()), night, history).figures(night, history, seen)
-    verdicts = [history.brief(night.experiments[n]) for n in reversed(night.order)]
-    lines = screen.picture("night", "val_bpb", replace(seen, cards=cards), figures, verdicts, 79, 23)
-    said = "\n".join(line.plain for line in lines)
-    assert len(lines) <= 23 and all(f"#{10 + slot} training" in said for slot in range(8))
-    assert "8 GPUs" in said and "50%" in said and "480.0 of 640 GB" in said and said.count("discard") >= 2
-
-
-def test_a_tally_that_goes_on_with_the_events_is_that_of_the_whole_journal(tmp_path: Path):
-    home = long_night(tmp_path / "night", 30)
-    reader = Reader(home)
-    events = [event for _, event in reader.ledger.events()]
-    grown, night = Tally(), reader.night
-    for event in events:
-        night = night.after(event)
-        grown.see(event, night, reader.history)
-    seen = now.look(home, night, reader.history, at_work=False, stands="it ended")
-    whole = Tally.of(events, night, reader.history)
-    figures = whole.figures(night, reader.history, seen)
-    assert grown.figures(night, reader.history, seen) == figures
-    assert figures.tried == 30 and figures.gain and figures.interval and 0.8 < (figures.training or 0) < 0.95
-
-
-def test_without_a_command_a_repository_with_a_night_shows_it_and_another_one_the_help(project: Path):
-    def bare() -> str:
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        ran = subprocess.run([sys.executable, "-m", "agent"], cwd=project, capture_output=True, text=True,
-                             env=environment(PYTHONPATH=path, COLUMNS="100", LINES="30"))  # fmt: skip
-        assert ran.returncode == 0 and not ran.stderr, ran.stderr
-        return ran.stdout
-
-    assert "doctor" in bare() and "init" in bare()
-    long_night(project / ".research" / "monday", 6)
-    said = bare()
-    assert "night monday  6 experiments are done" in said and "val_bpb" in said and "baseline" in said
-
-
-class Tmux:
-    """A real terminal of this size, and what stands on it."""
-
-    def __init__(self, folder: Path, width: int, height: int):
-        self.socket = str(folder / "tmux")
-        size = ("-x", str(width), "-y", str(height))
-        self.run("-f", "/dev/null", "new-session", "-d", *size, "bash --norc --noprofile")
-
-    def run(self, *arguments: str) -> str:
-        env = environment(TERM="xterm-256color")
-        ran = subprocess.run(["tmux", "-S", self.socket, *arguments], capture_output=True, text=True, env=env)
-        assert ran.returncode == 0, ran.stderr
-        return ran.stdout
-
-    def type(self, text: str) -> None:
-        self.run("send-keys", "-l", text)
-        self.run("send-keys", "Enter")
-
-    @property
-    def text(self) -> str:
-        return self.run("capture-pane", "-p")
-
-    def shows(self, *parts: str) -> str:
-        return until(lambda: all(part in self.text for part in parts) and self.text, f"{parts}")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (200, 50)])
-def test_the_live_view_in_tmux(project: Path, tmp_path: Path, width: int, height: int):
-    if shutil.which("tmux") is None:
-        pytest.skip("no tmux here: apt-get install tmux")
-    tmux = Tmux(tmp_path, width, height)
-    try:
-        replies = write_replies(tmp_path / "replies", *REPLIES)
-        words = command(project, "--replay", str(replies), "--unsafe-no-sandbox", "--hours", "1", "--experiments", "6")
-        tmux.type(f"cd {ROOT} && clear && SLOW=3 {' '.join(words)}; echo ended with $?")
-        said = tmux.shows("#2 trial 1", "above the incumbent's at this point", "1 keep ")
-        assert re.search(r"━━ +\d+% +\d+s left", said) and "left" in said and "verdicts" in said
-        assert "A higher rate travels further." in said and re.search(r"step \d+ \| loss", said)
-        assert "<script>" in said and len(said.splitlines()) <= height
-        tmux.run("resize-window", "-x", str(width - 17), "-y", str(height - 3))
-        said = tmux.shows("#3 trial 1", "2 discard ")
-        assert said.count("── now") == said.count("── verdicts") == 1, said
-        tmux.run("send-keys", "C-c")
-        tmux.shows("ended with 3")
-        kept = tmux.run("capture-pane", "-p", "-S", "-200")
-        assert "go on" in kept and "baseline" in kept  # the summary
-        assert "night night  stopped" in kept and "#2 discard" in kept  # the last picture, and the lines above it
-    finally:
-        tmux.run("kill-server")
-
-
-def test_lines_alone_where_nobody_could_draw(project: Path, tmp_path: Path):
-    """Neither on a pipe, nor on a terminal that is dumb or where they are wished."""
-    class Tty(StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    real, dumb = Console(file=Tty(), _environ={"TERM": "xterm"}), Console(file=Tty(), _environ={"TERM": "dumb"})
-    forced = Console(file=StringIO(), force_terminal=True)
-    assert isinstance(terminal(project, real), LiveTerminal)
-    for console, plain in ((real, True), (dumb, False), (forced, False)):
-        assert not isinstance(terminal(project, console, plain), LiveTerminal)
-
-
-def test_a_picture_that_fails_leaves_the_lines(tmp_path: Path):
-    home, said = long_night(tmp_path / "night", 3), StringIO()
-    reader = Reader(home)
-    reader.read()
-    view = LiveTerminal(home, Console(file=said, force_terminal=True, width=300, height=30))
-    view.start(reader.night, reader.history)
-    live.write(home, live.Live(0, "train", 3, 0, 1.0, "log", "training", 1.0, "no curve"))  # type: ignore[arg-type]
-    view.tick()
-    view.see(ev.Noted(text="something else"), reader.night, reader.history)
-    view.close()
-    assert "lines alone from here on" in said.getvalue() and "something else" in said.getvalue()
-    assert "Traceback" in (home / "logs" / "picture.log").read_text()
-
-
-# As a page.
-
-
-class Served:
-    """`agent watch` of the newest night, as a process; its answers."""
-
-    def __init__(self, project: Path):
-        words = [sys.executable, "-m", "agent", "watch", "--repo", str(project)]
-        self.process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment())
-        assert self.process.stdout
-        self.url = self.process.stdout.readline().strip()
-        found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/#token=(\S+)", self.url)
-        assert found, self.url
-        self.port, self.token = int(found[1]), found[2]
-
-    def ask(self, method: str, path: str, content: object = None, token: bool = True, **headers: str) -> Answer:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
-        known = {"Authorization": f"Bearer {self.token}"} if token else {}
-        sent = known | {name.title(): value for name, value in headers.items()}
-        connection.request(method, path, None if content is None else json.dumps(content), sent)
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        connection.close()
-        return answer.status, text
-
-    def first_events(self) -> dict[str, Any]:
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request("GET", "/events")
-        answer, found = connection.getresponse(), {}
-        while len(found) < 2:
-            name, data = answer.readline().decode()[7:].strip(), answer.readline().decode()[6:]
-            found[name] = json.loads(data)
-            answer.readline()
-        connection.close()
-        return found
-
-    def close(self) -> None:
-        self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(20) == 0
+    return slow_project(tmp_path / "project")
 
 
 def test_who_may_look_and_who_may_steer(project: Path):
@@ -325,6 +79,9 @@ def test_who_may_look_and_who_may_steer(project: Path):
             for wrong in ({"what": "rm"}, {"what": "stop", "nothing": 1}, {}, ["stop"]):
                 assert served.ask("POST", "/request", wrong)[0] == 400
             assert served.ask("POST", "/request", {"what": "stop", "text": "x" * 2_000_000})[0] == 413
+            for words, why in ((" ", "is empty"), ("x" * 5000, "5,000 characters, 4,000 fit")):
+                status, said = served.ask("POST", "/request", {"what": "suggest", "words": words})
+                assert status == 409 and why in said
         (request,) = unread(home)
         assert (request.what, request.text) == ("stop", "from the page")
 
@@ -359,7 +116,7 @@ def test_a_port_that_is_taken_is_said_in_one_line(project: Path):
 @pytest.mark.slow
 def test_the_live_page_in_a_browser_while_a_loop_runs(browser: Any, project: Path, tmp_path: Path):  # noqa: F811
     replies = write_replies(tmp_path / "replies", *REPLIES)
-    with loop(project, replies, "--watch") as process:
+    with loop(project, "--replay", str(replies), "--watch") as process:
         assert process.stdout
         url = until(lambda: re.search(r"http://\S+", process.stdout.readline()), "the page is said")[0]  # type: ignore[union-attr]
         window, asked = browser.new_page(), []
@@ -426,3 +183,89 @@ def test_the_live_page_in_a_browser_while_a_loop_runs(browser: Any, project: Pat
         assert [text for text in complaints if not text.startswith("Failed to load resource")] == []  # what was refused
         window.close()
         other.close()
+
+
+@pytest.mark.slow
+def test_every_button_of_the_page_is_an_event_of_the_night(browser: Any, tmp_path: Path):  # noqa: F811
+    """#1 is kept, #2 shows a sign of cheating and is held, #3 hangs until it is skipped."""
+    files = {"train.py": STEERED, "prepare.py": "#", "program.md": PROGRAM}
+    project = make_repository(tmp_path / "project", files)
+    home, program = project / ".research" / "night", project / "program.md"
+    replies = [
+        block("RATE = 0.5", "RATE = 0.3", "A lower rate lands nearer."),
+        block("SCALE = 0.01", "SCALE = 0.0", "Less scale is less loss."),
+        block("PAUSE = 0.0", "PAUSE = 1000.0", "Patience pays."),
+        *(block("RATE = 0.3", f"RATE = 0.{n}", f"A rate of 0.{n} is tried.") for n in (5, 6, 7, 8, 9)),
+    ]
+
+    def asked(what: str) -> ev.Requested | None:
+        return next((e for e in journal(home) if isinstance(e, ev.Requested) and e.what == what), None)
+
+    def verdict(number: int) -> str:
+        known = Ledger(home, readonly=True).night().experiments.get(number)
+        return known.verdict.kind if known and known.verdict else ""
+
+    with ModelServer(replies) as server:
+        flags = ("--proposer", "openai", "--base-url", server.url + "/v1", "--watch", "--experiments", "40")
+        with loop(project, *flags) as process:
+            assert process.stdout
+            page = re.compile(r"http://127.0.0.1\S+token\S+")
+            url = until(lambda: page.search(process.stdout.readline()), "the page is said")[0]  # type: ignore[union-attr]
+            window = browser.new_page()
+            window.goto(url)
+            window.wait_for_selector("html[data-ready]")
+
+            def press(selector: str, what: str, twice: bool = False) -> ev.Requested:
+                window.click(selector)
+                if twice:
+                    window.click(f"{selector}[data-sure]")
+                return until(lambda: asked(what), f"{what} is in the journal")
+
+            def says(selector: str, text: str) -> None:
+                until(lambda: text in window.inner_text(selector), text)
+
+            def opens(number: int, what: str) -> None:
+                window.click(f"#rows tr[data-n='{number}']")
+                window.wait_for_selector(f"#shown [data-ask={what}]")
+
+            window.wait_for_selector("#rows tr[data-n='2']", timeout=90_000)
+            window.wait_for_selector(".run[data-experiment='3']", timeout=90_000)
+            assert (verdict(1), verdict(2)) == ("keep", "held")
+
+            press("[data-ask=pause]", "pause")
+            says("#answer", "paused")
+            says("#setup", "paused by a person")
+            press("[data-ask=resume]", "resume")
+            says("#answer", "going on")
+
+            opens(2, "accept")
+            assert press("#shown [data-ask=accept]", "accept", twice=True).experiment == 2
+            says("#answer", "#2 is accepted")
+            window.click("#close")
+
+            window.fill("#words", "a rate of <b>0.2</b>")
+            window.click("#idea button")
+            suggested = until(lambda: asked("suggest"), "the suggestion is in the journal")
+            says("#answer", "put to the proposer")
+            assert Ledger(home, readonly=True).text(suggested.idea) == "a rate of <b>0.2</b>"
+
+            assert press(".run[data-experiment='3'] [data-ask=skip]", "skip", twice=True).experiment == 3
+            until(lambda: verdict(3) == "skipped", "#3 is skipped")
+            until(lambda: verdict(2) == "keep", "#2 is confirmed, and kept")
+            until(lambda: any("a rate of <b>0.2</b>" in prompt for prompt in server.prompts), "the idea is asked for")
+
+            opens(1, "veto")
+            assert press("#shown [data-ask=veto]", "veto", twice=True).experiment == 1
+            until(lambda: verdict(1) == "vetoed", "#1 is vetoed")
+            window.click("#close")
+
+            window.click("#edit")
+            window.wait_for_selector("#editor[open]")
+            window.fill("#text", program.read_text() + "Leave the scale alone.\n")
+            window.click("#save")
+            window.wait_for_selector("#editor:not([open])", state="attached")
+            assert program.read_text().endswith("Leave the scale alone.\n")
+            until(lambda: any(isinstance(e, ev.Steered) and not e.refused for e in journal(home)), "it is read")
+
+            press("[data-ask=finish]", "finish")
+            window.close()

@@ -6,7 +6,6 @@ One file for each group of commands; they read flags and turn failures into one 
 from __future__ import annotations
 
 import errno
-import os
 import sqlite3
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from agent.cli import after, check, experiment, night, service, show, steer, wat
 from agent.cli.nights import newest
 from agent.cli.output import survive
 from agent.errors import Failure, MachineFault
+from agent.typed import program
 from agent.workspace import project_folder
 
 HELP = (__doc__ or "").partition("\n")[0]
@@ -55,6 +55,8 @@ def guarded(command: typer.Typer, name: str) -> None:
         fail(str(failure))
     except MachineFault as fault:
         fail(str(fault), 3)
+    except PermissionError as error:
+        fail(f"{error.filename or error}: {error.strerror}; it needs the user that it belongs to, or another place")
     except (OSError, sqlite3.OperationalError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         fail(f"the disk is full ({error}): make room, and the same command goes on" if full else str(error), 3)
@@ -64,7 +66,8 @@ def guarded(command: typer.Typer, name: str) -> None:
         usage = " ".join(mistake.format_message().split())
         if not usage:  # no command at all: its help is printed
             raise SystemExit(2) from None
-        fail(f"{usage} (`{name} --help` lists what there is)")
+        context = getattr(mistake, "ctx", None)  # of the command that was given wrongly
+        fail(f"{usage} (`{context.command_path if context else name} --help` lists what there is)")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
@@ -83,5 +86,4 @@ def loop() -> None:
 
 
 def main() -> None:
-    installed = os.path.basename(sys.argv[0]) == "overnight"
-    guarded(app, "overnight" if installed else "python -m agent")
+    guarded(app, program())

@@ -15,13 +15,14 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from agent.cli.nights import is_worked_on
 from agent.cli.nights import nights as folders
-from agent.cli.show import Repo, Tag, find_night, how_it_stands, put, unread
+from agent.cli.output import write_data
+from agent.cli.show import Repo, Tag, find_night, how_it_stands, unread
 from agent.errors import Failure
+from agent.files import write_file
 from agent.finalize import confirmed
 from agent.finalize import finalize as make_branch
 from agent.history import History
@@ -29,11 +30,13 @@ from agent.judge.audit import AuditReport
 from agent.lab_note import dollars, duration, number
 from agent.ledger import Ledger
 from agent.observers import table
+from agent.observers.columns import Columns
 from agent.observers.report.data import facts
 from agent.observers.report.read import told_of
 from agent.observers.track import parse
 from agent.observers.trackers.sending import Sending, reason_of
 from agent.observers.tsv import cell
+from agent.typed import typed
 from agent.workspace import Workspace, project_folder
 
 
@@ -67,6 +70,8 @@ def finalize(
     typer.echo(f"not audited: {doubt}" if doubt else f"audited: better by {audited.gain}" if audited else "")
     if not made.measured:
         typer.echo(f"{base} is not what the night began from: the two together were never measured")
+    if is_worked_on(home):
+        typer.echo(f"a loop works on {home.name}: what it keeps from now on is not in it")
     if look := [f"#{e.number}" for e in chain if e.verdict and e.verdict.review]:
         typer.echo(f"marked for a look: {', '.join(look)}; `show N` says why")
     typer.echo(f"look at it:  git log -p --reverse {made.base[:12]}..{made.name}")
@@ -80,7 +85,7 @@ def export(
     repo: Repo = Path("."),
     tag: Tag = None,
     jsonl: Annotated[Path | None, typer.Option(help="Write lines of JSON there; - for standard output.")] = None,
-    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file there.")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="Write a Parquet file there; - as above.")] = None,
     trials: Annotated[bool, typer.Option("--trials", help="A row for each trial, with its curve.")] = False,
     to: Annotated[
         list[str] | None, typer.Option(help="Send it to mlflow[:URI], wandb, tensorboard[:FOLDER] or trackio.")
@@ -110,6 +115,8 @@ def send(home: Path, name: str, where: str) -> None:
     try:
         with contextlib.redirect_stdout(io.StringIO()), asked_nothing():  # libraries tell of each run
             count = sending.send()
+    except Failure:
+        raise
     except Exception as error:  # whatever the library raises
         raise Failure(f"{name} takes nothing: {reason_of(error)}; the same command sends what is missing") from None
     typer.echo(f"{many(count, 'run')} sent, {len(sending.sent)} in all")
@@ -133,9 +140,9 @@ def write(
 ) -> None:  # fmt: skip
     content = form(rows, columns)
     if str(file) == "-":
-        typer.echo(content.decode(), nl=False)
+        write_data(content)
         return
-    put(file, content)
+    write_file(file, content)
     typer.echo(f"{file}: {many(len(rows), 'row')}", err=True)
 
 
@@ -147,10 +154,10 @@ def nights(
     root = project_folder(repo)
     rows = [night_row(home) for home in folders(root)]
     if not rows and not as_json:
-        raise Failure("there is no night here yet: start one with `python -m agent.loop`")
+        raise Failure(f"there is no night here yet: start one with `{typed('run')}`")
     rows.sort(key=lambda row: row["began"] or "")
     if as_json:
-        typer.echo(json.dumps(table.clean(rows), ensure_ascii=False, indent=2))
+        write_data((json.dumps(table.clean(rows), ensure_ascii=False, indent=2) + "\n").encode())
     else:
         Console(highlight=False).print(nights_table(rows))
 
@@ -178,8 +185,8 @@ def night_row(home: Path) -> dict[str, Any]:
         return row | {"ended": str(error)}
 
 
-def nights_table(rows: Iterable[Mapping[str, Any]]) -> Table:
-    shown = Table(box=None, header_style="bold", pad_edge=False)
+def nights_table(rows: Iterable[Mapping[str, Any]]) -> Columns:
+    shown = Columns()
     for name in ("night", "began", "hours"):
         shown.add_column(name, no_wrap=True)
     for name in ("tried", "kept"):

@@ -26,6 +26,7 @@ from agent.run.inputs import difference
 from agent.run.probe import probe, rooms_fault
 from agent.run.process import START
 from agent.run.sandbox import Sandbox
+from agent.typed import typed
 from agent.workspace import Workspace
 
 
@@ -101,7 +102,7 @@ def must_hold(sandbox: Sandbox, workspace: Workspace, program: Program) -> None:
     if escapes:
         raise Failure(f"the sandbox does not hold, a trial could: {'; '.join(escapes)}; see docs/SECURITY.md")
     if fault := rooms_fault(sandbox, workspace.home, device, slot, env):
-        raise Failure(f"{fault}; `python -m agent doctor` looks at each part")
+        raise Failure(f"{fault}; `{typed('doctor')}` looks at each part")
 
 
 def prepared(program: Program, workspace: Workspace, before: str, sandbox: Sandbox) -> str:

@@ -19,6 +19,7 @@ from agent.cli.wiring import reopen
 from agent.errors import Failure
 from agent.judge.audit import audit as measure_again
 from agent.program import PLACEHOLDER
+from agent.typed import typed
 
 
 def audit(
@@ -78,7 +79,7 @@ def init(
     for note in notes:
         typer.echo(f"look: {note}")
     then = "read it" if PLACEHOLDER not in path.read_text("utf-8") else "read it, say in it what to try"
-    typer.echo(f"wrote {path}: {then}, commit, `python -m agent doctor`, then `python -m agent.loop`")
+    typer.echo(f"wrote {path}: {then}, commit, `{typed('doctor')}`, then `{typed('run')}`")
 
 
 def question(text: str, default: str) -> str:

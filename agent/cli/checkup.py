@@ -34,6 +34,7 @@ from agent.run.environment import find_environment, said
 from agent.run.gpu import find_device, visible_gpus
 from agent.run.sandbox import choose_sandbox
 from agent.storage import journal_mode
+from agent.typed import typed
 from agent.workspace import Workspace
 
 TORCH = "import torch; print(torch.__version__, torch.cuda.is_available())"
@@ -237,7 +238,7 @@ class Checkup:
     def other_loops(self) -> str:
         others = (home for home in nights(self.workspace.root) if home.name != self.own)
         if at_work := [home.name for home in others if is_worked_on(home)]:
-            raise Doubt(f"one works on {', '.join(at_work)}: two slow each other (`python -m agent stop` ends it)")
+            raise Doubt(f"one works on {', '.join(at_work)}: two slow each other (`{typed('stop')}` ends it)")
         return "none works in this repository"
 
 
@@ -249,7 +250,7 @@ def examine(checkup: Checkup, console: Console) -> bool:
             word, text = "[green]ok[/green]  ", check()
         except Doubt as doubt:
             word, text = "[yellow]look[/yellow]", str(doubt)
-        except (Failure, MachineFault) as failure:
+        except (Failure, MachineFault, OSError) as failure:
             word, text = "[red]FAIL[/red]", str(failure)
             if text in told:  # one cause for all that stands on it
                 word, text = "[dim]-[/dim]   ", "can't be looked at before that is mended"

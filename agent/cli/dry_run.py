@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from agent.asking import Asking
 from agent.backup import tags_with_refs
@@ -21,6 +20,7 @@ from agent.judge.noise import baseline_trials
 from agent.lab_note import duration
 from agent.ledger import Ledger
 from agent.night import Night
+from agent.observers.columns import Columns
 from agent.program import Budget, Program
 from agent.propose import context
 from agent.propose.choose import banner, choose_fallback, choose_proposer
@@ -144,8 +144,8 @@ def planned(
 def table(
     workspace: Workspace, program: Program, device: str, proposer: Proposer, request: Request, tokens: int,
     plan: Estimate, flags: Flags,
-) -> Table:  # fmt: skip
-    rows = Table(box=None, show_header=False, pad_edge=False)
+) -> Columns:  # fmt: skip
+    rows = Columns(show_header=False)
     rows.add_column(style="bold", no_wrap=True)
     rows.add_column(overflow="fold")
     most = proposer.most_usd(request)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from agent.cli.check import interruptible
+from agent.cli.output import write_data
 from agent.cli.show import Repo, Tag, find_night
 from agent.cli.wiring import reopen
 from agent.errors import Failure
@@ -35,12 +36,15 @@ def show(
     """All of one experiment: what was tried and why, the verdict with its evidence, time, cost and the change."""
     e, told = find_experiment(find_night(repo, tag), number)
     if as_json:
-        typer.echo(json.dumps(clean(everything(e, told)), ensure_ascii=False, indent=2))
+        write_data((json.dumps(clean(everything(e, told)), ensure_ascii=False, indent=2) + "\n").encode())
         return
     console = Console(highlight=False)
     wanted = {"change": diff, "log": log, "prompt": prompt, "reply": reply}
     if not any(wanted.values()):
         console.print(detail(e, told))
+        if number and (change := diff_of(e, told)):
+            console.print()
+            console.print(colored(change), soft_wrap=True)  # long lines of code stay whole
         return
     texts = {"change": diff_of, "log": lambda e, _: logs(e), "prompt": lambda e, _: prompts(e),
              "reply": lambda e, _: replies(e)}  # fmt: skip

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.errors import Failure, ProgramError
+from agent.files import write_file
 from agent.findings import Found, Printed, look, scripts
 from agent.forms import is_original
 from agent.program import PLACEHOLDER, more_is_better, parse_program
+from agent.typed import typed
 from agent.workspace import open_repository
 
 TEMPLATE = """---
@@ -60,7 +62,7 @@ def write_program(repo: Path, wanted: Wanted, ask: Ask | None = None) -> tuple[P
     path = root / "program.md"
     if is_original(root):
         form = "has no front matter, as in the original autoresearch"
-        raise Failure(f"{path} {form}: that form runs as it is with `python -m agent.loop`")
+        raise Failure(f"{path} {form}: that form runs as it is with `{typed('run')}`")
     if path.exists():
         raise Failure(f"{path} is there already: edit it, or move it away first")
     found = look(root, the_script(root, wanted, ask))
@@ -76,7 +78,7 @@ def write_program(repo: Path, wanted: Wanted, ask: Ask | None = None) -> tuple[P
         parse_program(text.replace(PLACEHOLDER, "Say what to try, in a sentence or two of some words."))
     except ProgramError as error:
         raise Failure(str(error).removeprefix("program.md: ")) from None
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode(), "its folder has to be writable")
     return path, notes(root, found, metric, known)
 
 

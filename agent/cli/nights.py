@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import sqlite3
 from collections.abc import Set
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from agent.errors import Failure
 from agent.ledger import Ledger, is_old
@@ -39,8 +39,11 @@ def is_finished(home: Path) -> bool:
 
 
 def nights(root: Path) -> list[Path]:
-    """Folders of all nights, oldest first."""
-    ledgers = sorted((root / ".research").glob("*/ledger.db"), key=lambda path: path.stat().st_mtime)
+    """Folders of all nights, oldest first. Raises Failure where they are hidden."""
+    folder = root / ".research"
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise Failure(f"{folder} belongs to {folder.owner()}, and nobody else may look: give the command as that user")
+    ledgers = sorted(folder.glob("*/ledger.db"), key=lambda path: path.stat().st_mtime)
     return [path.parent for path in ledgers]
 
 
@@ -56,11 +59,15 @@ def check_quiet(root: Path) -> None:
 
 
 def is_worked_on(home: Path) -> bool:
-    """Whether a loop holds the night at this moment."""
-    lock = FileLock(home / "lock")
+    """Whether a loop holds the night at this moment. Nothing is written: it may be somebody else's night."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
+        file = os.open(home / "lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    finally:
+        os.close(file)
     return False

@@ -10,6 +10,8 @@ import os
 import sys
 from typing import Any, TextIO
 
+from agent.errors import Failure
+
 
 class Surviving:
     """A text stream; from the first failure on, what is written to it goes nowhere."""
@@ -23,16 +25,16 @@ class Surviving:
         try:
             return self._stream.write(text)
         except (OSError, ValueError):
-            self._forsake()
+            self.forsake()
             return len(text)
 
     def flush(self) -> None:
         try:
             self._stream.flush()
         except (OSError, ValueError):
-            self._forsake()
+            self.forsake()
 
-    def _forsake(self) -> None:
+    def forsake(self) -> None:
         """Also what is buffered goes nowhere: the interpreter would fail on it at its end."""
         with contextlib.suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -41,6 +43,20 @@ class Surviving:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def write_data(content: bytes) -> None:
+    """For a program and not for a person: what can't be written is said. A reader who goes away (`| head`) has had
+    enough. Raises Failure."""
+    stream = sys.stdout
+    try:
+        stream.buffer.write(content)
+        stream.buffer.flush()
+    except OSError as error:
+        if isinstance(stream, Surviving):
+            stream.forsake()
+        if not isinstance(error, BrokenPipeError):
+            raise Failure(f"standard output can't be written ({error.strerror})") from None
 
 
 def survive() -> None:

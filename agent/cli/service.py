@@ -17,7 +17,9 @@ from agent.cli import night
 from agent.cli.nights import choose_tag
 from agent.cli.show import Repo
 from agent.errors import Failure
-from agent.workspace import project_folder
+from agent.files import write_file
+from agent.typed import typed
+from agent.workspace import Workspace, project_folder
 
 MARK = "# Written by `overnight service`, and overwritten by it."
 UNIT = """{mark}
@@ -56,7 +58,7 @@ def service(
         flags += ["--repo", str(root)]
     if "--tag" not in names(flags):
         flags += ["--tag", choose_tag(root, None, date.today().isoformat(), new=False)]
-    tag = value_of(flags, "--tag")
+    tag = Workspace(root, value_of(flags, "--tag")).tag  # which refuses what can't name a branch
     command = [sys.executable, "-m", "agent.loop", *flags]
     if not (shutil.which("systemctl") and Path("/run/systemd/system").is_dir()):
         typer.echo("there is no systemd here, so after a reboot you begin it again; without a terminal it runs with")
@@ -80,7 +82,7 @@ def checked(flags: list[str]) -> list[str]:
         raise Failure("--notify holds tokens, which don't belong into a unit: set OVERNIGHT_NOTIFY, as keys are set")
     single = typer.Typer(add_completion=False)
     single.command()(night.run)
-    typer.main.get_command(single).make_context("overnight service --", list(flags))
+    typer.main.get_command(single).make_context(typed("run"), list(flags))
     return flags
 
 
@@ -132,8 +134,7 @@ def write_unit(path: Path, text: str) -> None:
     """Over one of this command's own, and no other. Raises Failure."""
     if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(MARK):
         raise Failure(f"{path} was not written by this command: move it away, or choose another --tag")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_file(path, text.encode(), "XDG_CONFIG_HOME names another folder than ~/.config")
 
 
 COMMANDS = (service,)

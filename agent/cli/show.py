@@ -10,19 +10,22 @@ import typer
 from rich.console import Console
 
 from agent import inbox, live
-from agent.cli.nights import is_worked_on, newest, nights
+from agent.cli.nights import is_worked_on, nights
+from agent.cli.output import write_data
 from agent.errors import Failure
+from agent.files import write_file
 from agent.history import History
 from agent.ledger import Ledger
 from agent.limits import GO_ON
 from agent.night import Night
 from agent.observers.report import chart, data
 from agent.observers.report.markdown import markdown as as_markdown
-from agent.observers.report.page import library, page, replace_file
+from agent.observers.report.page import library, page
 from agent.observers.report.read import told_of
 from agent.observers.summary import experiments_table, notes_of, summary
 from agent.observers.terminal import paused
 from agent.refs import branch_at
+from agent.typed import typed
 from agent.workspace import project_folder
 
 Repo = Annotated[Path, typer.Option("--repo", help="The repository to work on; default: here.")]
@@ -70,30 +73,21 @@ def report(
         return
     stands = how_it_stands(home, told.night) if told.night else (told.ended, "")
     overview, details = data.payload(replace(told, ended=stands[0]))
+    if png:
+        write_file(png, chart.picture(overview))
+    if out is None and not markdown:
+        out = home / "report.html"
+    if out:
+        write_file(out, page(overview, details, library(home.parent)).encode(), "name another file with --out")
     if markdown:
-        print(as_markdown(overview), end="")
+        write_data(as_markdown(overview).encode())
     else:
         chain = list(told.night.kept.values()) if told.night else ()
         look = [*unread(home, told.night), *told.look] if told.night else told.look
         console.print(experiments_table(told.done, told.program))
         console.print()
         console.print(summary(told.experiments, told.program, told.branch, look, *stands, chain))
-    if png:
-        put(png, chart.picture(overview))
-    if out is None and not markdown:
-        out = home / "report.html"
-    if out:
-        put(out, page(overview, details, library(home.parent)).encode())
-    if not markdown:
         console.print(f"page: {out}", markup=False, soft_wrap=True)
-
-
-def put(file: Path, content: bytes) -> None:
-    """Raises Failure where it can't be written."""
-    try:
-        replace_file(file, content)
-    except OSError as error:
-        raise Failure(f"{file} can't be written ({error.strerror}): name another file") from None
 
 
 def doing(home: Path, night: Night) -> list[str]:
@@ -127,12 +121,13 @@ def how_it_stands(home: Path, night: Night) -> tuple[str, str]:
 def find_night(repo: Path, tag: str | None) -> Path:
     """The folder of this night, or of the newest one. Raises Failure."""
     root = project_folder(repo)
-    home = root / ".research" / tag if tag else newest(root)
-    if tag and home and not (home / "ledger.db").exists() and (known := [path.name for path in nights(root)]):
-        raise Failure(f"there is no night called {tag} here; there are: {', '.join(known)}")
-    if home is None or not (home / "ledger.db").exists():
-        raise Failure("there is no night here yet: start one with `python -m agent.loop`")
-    return home
+    homes = {home.name: home for home in nights(root)}
+    if not homes:
+        raise Failure(f"there is no night here yet: start one with `{typed('run')}`")
+    name = tag or list(homes)[-1]
+    if name not in homes:
+        raise Failure(f"there is no night called {name} here; there are: {', '.join(homes)}")
+    return homes[name]
 
 
 def unread(home: Path, night: Night) -> list[str]:
@@ -140,7 +135,7 @@ def unread(home: Path, night: Night) -> list[str]:
     waiting = [] if is_worked_on(home) else [r for r in inbox.unread(home) if night.awaits(r)]
     return [
         f"`{r.what}{'' if r.experiment is None else f' {r.experiment}'}` was asked for, and waits for the next start: "
-        f"python -m agent.loop --tag {home.name}"
+        + typed(f"run --tag {home.name}")
         for r in waiting
     ]
 

@@ -18,13 +18,12 @@ from agent.cli.show import Repo, Tag, find_night
 from agent.errors import Failure
 from agent.events import Requested, RequestKind
 from agent.ledger import Ledger
-from agent.limits import told
+from agent.limits import MOST_HOURS, told
 from agent.night import Night
-from agent.observers.steering import moment, refused, said
+from agent.observers.steering import moment, refused, said, unheard
 from agent.records import Stoppers
+from agent.typed import typed
 
-MOST_HOURS = 100_000  # a date of a clock has to come out of them
-LONGEST_SUGGESTION = 4000  # characters: every prompt has to hold it
 Number = Annotated[int, typer.Argument(min=0, help="Number of the experiment, as `status` shows it.")]
 
 
@@ -72,15 +71,8 @@ def suggest(
 ) -> None:
     """Have an idea of yours tried next."""
     text, steered = " ".join(" ".join(words).split()), Steered.of(repo, tag)
-    if not text:
-        raise Failure('the suggestion is empty: say what to try, like `suggest "a longer warmup"`')
-    if len(text) > LONGEST_SUGGESTION:
-        raise Failure(f"the suggestion has {len(text):,} characters, {LONGEST_SUGGESTION:,} fit: write it shorter")
-    if steered.works and not steered.night.reads:
-        raise Failure(
-            f"{steered.night.proposer.split()[0]} proposes in this night, and has no language: it can't read a "
-            "suggestion (stop the loop, and go on with a model)"
-        )
+    if why := unheard(text, steered.night, steered.works):
+        raise Failure(why)
     steered.ask("suggest", words=text)
 
 
@@ -140,7 +132,7 @@ class Steered:
         if why := refused(request, self.night):
             raise Failure(why)
         inbox.send(self.home, what, **fields)
-        how = f"python -m agent.loop --tag {self.name}"
+        how = typed(f"run --tag {self.name}")
         idle = "" if self.works else f"no loop works on it, so this holds from its next start on ({how}): "
         typer.echo(f"{self.name}: {idle}{said(request, self.night)}")
 

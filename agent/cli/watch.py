@@ -92,6 +92,7 @@ def state(home: Path, console: Console) -> None:
     height = max(VERDICTS + 16, console.height)
     figures = tally.figures(night, history, seen)
     for line in screen.picture(home.name, metric, seen, figures, verdicts, width, height):
+        line.rstrip()
         console.print(line)
     more = "more: `report`, `watch` (in the browser), --help"
     console.print("\n" + "; ".join(filter(None, [go_on, more])), style="dim", markup=False)

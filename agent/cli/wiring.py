@@ -33,7 +33,8 @@ from agent.cli.beforehand import (
     so_far,
 )
 from agent.cli.flags import Flags
-from agent.cli.nights import check_quiet, choose_tag, newest
+from agent.cli.nights import check_quiet, choose_tag
+from agent.cli.show import find_night
 from agent.commands import is_translated
 from agent.errors import Failure, ProgramError
 from agent.forms import defaults
@@ -68,6 +69,7 @@ from agent.run.inputs import listing
 from agent.run.local import LocalExecutor
 from agent.run.proposer_room import OUT, ProposerRoom
 from agent.run.sandbox import Sandbox, choose_sandbox
+from agent.typed import typed
 from agent.workspace import Workspace, open_repository, project_folder
 
 
@@ -313,7 +315,7 @@ def introduce(
         if begun != workspace.head:
             say(f"it works on commit {begun[:12]}, which it began with, and not on HEAD: --new begins one on that")
         if holds := limits.told(night):
-            say(f"limits so far: {', '.join(holds)}; flags go over them, `python -m agent limits` changes them")
+            say(f"limits so far: {', '.join(holds)}; flags go over them, `{typed('limits')}` changes them")
     goal, budget = f"{program.metric.direction} {program.metric.name}", program.budget_on(device)
     say(f"night {workspace.tag}: {goal}, {budget} per trial on {device}")
     say(banner(proposer))
@@ -379,10 +381,7 @@ def reopen(
     repo: Path, tag: str | None, sandbox: str
 ) -> tuple[tuple[Experiment, ...], Workspace, Executor, Program, Callable[[str], None]]:
     """The parts of a night that has been, to run further trials of its commits. Raises Failure."""
-    root = project_folder(repo)
-    home = root / ".research" / tag if tag else newest(root)
-    if home is None or not (home / "ledger.db").exists():
-        raise Failure("there is no such night here: `python -m agent status` shows the newest")
+    root, home = project_folder(repo), find_night(repo, tag)
     check_quiet(root)
     workspace, say = Workspace(root, home.name), teller(Console(highlight=False, soft_wrap=True))
     ledger, told = open_ledger(workspace.repo, home)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from agent.lab_note import dollars, duration, number
+from agent.observers.columns import Columns
 from agent.observers.report.data import Told, diff, spans
 from agent.observers.summary import COLORS
 from agent.observers.table import clean, experiment_row, moment, trial_row
@@ -84,12 +84,10 @@ def everything(e: Experiment, told: Told) -> dict[str, Any]:
 
 
 def detail(e: Experiment, told: Told) -> RenderableType:
-    """All of it but the long texts, for which there are flags."""
+    """All of it but its change, and the long texts for which there are flags."""
     parts: list[RenderableType] = [heading(e), facts(e, told)]
     if e.trials:
         parts += [Text(), trials(e, told)]
-    if change := diff_of(e, told) if e.number else "":
-        parts += [Text(), colored(change)]
     return Group(*parts)
 
 
@@ -102,8 +100,8 @@ def heading(e: Experiment) -> Text:
     return told.append(f"\n{shown(e.label) if here else 'its proposal is not here yet'}")
 
 
-def facts(e: Experiment, told: Told) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+def facts(e: Experiment, told: Told) -> Columns:
+    table = Columns(show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in lines(e, told):
@@ -148,8 +146,8 @@ def mean_of(e: Experiment) -> str:
     return f", the mean of {e.counted} trials" if e.counted > 1 else ", of one trial"
 
 
-def trials(e: Experiment, told: Told) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
+def trials(e: Experiment, told: Told) -> Columns:
+    table = Columns()
     for name in ("trial", "seed", told.program.metric.name, "training", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("outcome")

@@ -12,6 +12,7 @@ from agent.events import Event
 from agent.history import History
 from agent.night import Night
 from agent.run.process import START
+from agent.typed import CALLED, program
 
 PACKAGE = Path(__file__).parents[2]
 
@@ -33,7 +34,7 @@ class Served:
         with log.open("w") as errors:
             self.process = subprocess.Popen(
                 [sys.executable, "-ISc", START, str(os.getpid()), sys.executable, *command],
-                cwd=self.root, env=os.environ | {"PYTHONPATH": path}, start_new_session=True,
+                cwd=self.root, env=os.environ | {"PYTHONPATH": path, CALLED: program()}, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True,
             )  # fmt: skip
         assert self.process.stdout

@@ -9,6 +9,9 @@ from agent import events as ev
 from agent.limits import told as limits_told
 from agent.night import Night
 from agent.observers.tsv import cell
+from agent.typed import typed
+
+LONGEST_SUGGESTION = 4000  # characters: every prompt has to hold it
 
 
 def moment(until: float, now: float) -> str:
@@ -23,6 +26,21 @@ def refused(event: ev.Requested, night: Night) -> str:
     """Why the request changes nothing; "" where it does something. `night`: with the request."""
     at, text = night.notes[-1] if night.notes else (0.0, "")
     return text if at == event.at and text.startswith(f"{event.what}: ") else ""
+
+
+def unheard(words: str, night: Night, works: bool) -> str:
+    """Why an idea can't be put to the proposer; "" where it can. `works`: a loop is there, and has its proposer."""
+    if not words:
+        return 'the suggestion is empty: say what to try, like `suggest "a longer warmup"`'
+    if words != words.encode(errors="replace").decode():
+        return "the suggestion is no text in UTF-8: write it anew"
+    if len(words) > LONGEST_SUGGESTION:
+        return f"the suggestion has {len(words):,} characters, {LONGEST_SUGGESTION:,} fit: write it shorter"
+    if works and not night.reads:
+        proposer = night.proposer.split()[0]
+        mend = "stop the loop, and go on with a model"
+        return f"{proposer} proposes in this night, and has no language: it can't read a suggestion ({mend})"
+    return ""
 
 
 def said(event: ev.Requested, night: Night, read: Callable[[str], str] = str) -> str:
@@ -71,7 +89,7 @@ def off_the_branch(event: ev.Requested, night: Night) -> str:
 
 
 def pause_ends(until: float, now: float) -> str:
-    return f"until {moment(until, now)}" if until else "until `python -m agent resume`"
+    return f"until {moment(until, now)}" if until else f"until `{typed('resume')}`"
 
 
 def notes(night: Night) -> list[str]:

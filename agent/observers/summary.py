@@ -9,24 +9,25 @@ from collections import Counter
 from collections.abc import Sequence
 
 from rich.markup import escape
-from rich.table import Table
 
 from agent.judge.noise import Noise, gain
 from agent.judge.verdict import failures, worked
 from agent.lab_note import dollars, duration, number
 from agent.night import Night
 from agent.observers import steering
+from agent.observers.columns import Columns
 from agent.observers.tsv import cell, seconds
 from agent.program import Program
 from agent.records import KEPT, Experiment
+from agent.typed import typed
 
 COLORS = {"keep": "bold green", "simplification": "bold green", "baseline": "bold", "discard": "yellow"}
 COLORS |= {"held": "bold magenta", "skipped": "yellow", "vetoed": "yellow"}
 
 
-def experiments_table(experiments: Sequence[Experiment], program: Program) -> Table:
+def experiments_table(experiments: Sequence[Experiment], program: Program) -> Columns:
     """Every published experiment, a row each."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    table = Columns()
     columns = (("#", "right", 3), ("verdict", "left", 14), (program.metric.name, "right", 9), ("effect", "right", 10))
     for name, justify, width in columns:
         table.add_column(name, justify=justify, min_width=width, no_wrap=True)  # type: ignore[arg-type]
@@ -43,7 +44,7 @@ def experiments_table(experiments: Sequence[Experiment], program: Program) -> Ta
 def summary(
     experiments: Sequence[Experiment], program: Program, branch: str, notes: Sequence[str] = (), ended: str = "",
     go_on: str = "", chain: Sequence[int] = (),
-) -> Table:  # fmt: skip
+) -> Columns:  # fmt: skip
     """The morning's table: best, baseline, kept, reverted by reason, time, tokens, dollars, why it ended, what to type
     and how to `go_on`. `chain`: the numbers of what was kept, in that order, which may be another than theirs."""
     done = [e for e in experiments if e.verdict]
@@ -52,14 +53,14 @@ def summary(
     reverted = Counter(e.verdict.kind for e in done if e.verdict and e.verdict.kind not in KEPT)
     baseline = done[0].verdict.metric if done and done[0].verdict else None
     best = kept[-1] if kept else None
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Columns(show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     name = program.metric.name
     for e in done:
         if e.verdict and e.verdict.kind == "held":
             look = f"#{e.number} {escape(cell(e.label))}: {escape(cell(e.verdict.reason))}"
-            table.add_row("held", f"{look}; `python -m agent accept {e.number}` lets it be kept")
+            table.add_row("held", f"{look}; `{typed(f'accept {e.number}')}` lets it be kept")
     if vetoed := [f"#{e.number}" for e in done if e.verdict and e.verdict.kind == "vetoed"]:
         table.add_row("vetoed", ", ".join(vetoed))
     table.add_row("baseline", f"{name} {number(baseline)}")

@@ -34,11 +34,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from agent import inbox
 from agent.errors import Failure, ProgramError
 from agent.events import Requested
+from agent.files import replace_file
 from agent.forms import defaults
 from agent.night import Night
 from agent.observers import now, steering
 from agent.observers.report import data
-from agent.observers.report.page import drawable, library, live_page, replace_file
+from agent.observers.report.page import drawable, library, live_page
 from agent.observers.report.read import Reader
 from agent.program import parse_program
 
@@ -134,6 +135,10 @@ def send(home: Path, night: Night, what: str, **fields: Any) -> str:
     """Leave a request for the loop, and say what it will do. Raises Refusal where it is none, or would do nothing."""
     if what not in kinds():
         raise Refusal(400, f"nobody can be asked to {what}")
+    if what == "suggest":
+        fields["words"] = " ".join(str(fields.get("words", "")).split())
+        if why := steering.unheard(fields["words"], night, works=True):
+            raise Refusal(409, why)
     try:
         request = Requested(at=time.time(), id=f"{what} at {time.time_ns()}", what=what, **fields)  # type: ignore[arg-type]
     except (TypeError, ValidationError):
@@ -170,10 +175,8 @@ class Program:
             why = str(error) if self.stands_alone() else ""
         if why:
             raise Refusal(422, why)
-        mode = self.path.stat().st_mode & 0o777
         try:
             replace_file(self.path, text.encode())
-            self.path.chmod(mode)
         except OSError as error:
             raise Refusal(409, f"program.md can't be written: {error.strerror}") from None
         return self.read()

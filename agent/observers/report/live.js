@@ -208,12 +208,14 @@ $("idea").addEventListener("submit", async (event) => {
   if (words && await request({ what: "suggest", words }, "Your idea")) $("words").value = "";
 });
 
-// A kept experiment that is open can be vetoed.
+// An experiment that is open can be vetoed where it was kept, and accepted where it was held.
 new MutationObserver(() => {
   const row = current === null ? null : byNumber(current);
-  if (!row?.kept || !row.n || !token || !can.includes("veto") || $("veto")) return;
-  $("shown").prepend(make("button", { type: "button", id: "veto", "data-ask": "veto", title: "it is taken off the branch",
-    onclick: (event) => sure(event.currentTarget, true, () => request({ what: "veto", experiment: row.n }, `Veto #${row.n}`)) }, `Veto #${row.n}`));
+  const what = row?.kept && row.n ? "veto" : row?.kind === "held" ? "accept" : null;
+  if (!what || !token || !can.includes(what) || $("decide")) return;
+  const [word, title] = what === "veto" ? ["Veto", "it is taken off the branch"] : ["Accept", "it is kept where it is confirmed on the incumbent"];
+  $("shown").prepend(make("button", { type: "button", id: "decide", "data-ask": what, title,
+    onclick: (event) => sure(event.currentTarget, true, () => request({ what, experiment: row.n }, `${word} #${row.n}`)) }, `${word} #${row.n}`));
 }).observe($("shown"), { childList: true });
 
 const pushed = new EventSource("events");

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
-import os
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from agent.files import replace_file
 from agent.observers.report import chart
 from agent.observers.report.texts import pack
 
@@ -94,11 +94,3 @@ def library(cache: Path) -> str:
     with contextlib.suppress(OSError):  # a reader of someone else's night
         replace_file(path, text.encode())
     return text
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Aside, then renamed: nobody sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_bytes(content)
-    os.replace(aside, path)

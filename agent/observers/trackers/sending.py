@@ -102,5 +102,7 @@ class Sending:
 
 def reason_of(error: BaseException) -> str:
     """In one line, without keys, and without the passwords of addresses."""
-    said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    said = " ".join(str(error).split())
+    if not isinstance(error, Failure):  # whose text says all
+        said = f"{type(error).__name__}: {said}"
     return hidden(re.sub(r"//[^/\s@]+@", "//", said))[:300].strip(": ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from agent.errors import Failure
 from agent.observers.trackers.protocol import Run
 
 
@@ -13,6 +14,7 @@ class TensorBoard:
 
     def __init__(self, where: str, project: Path, home: Path):
         self.folder = Path(where).expanduser().resolve() if where else home.parent / "tensorboard"
+        self.scratch = home / "trackers"
 
     @classmethod
     def check(cls) -> None: ...
@@ -21,12 +23,15 @@ class TensorBoard:
         return f"tensorboard: look at it with `tensorboard --logdir {self.folder}`"
 
     def log(self, run: Run) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise Failure(f"{self.folder} can't be made ({error.strerror}): name another folder") from None
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
         place = self.folder / run.key
-        aside, old = (self.folder.parent / f".{self.folder.name}-{run.key}.{end}" for end in ("new", "old"))
-        for left in (aside, old):
-            shutil.rmtree(left, ignore_errors=True)
+        aside = self.scratch / f"{run.key}.new"
+        shutil.rmtree(aside, ignore_errors=True)
         writer = SummaryWriter(str(aside), flush_secs=3600)
         for name, step, value in run.points:
             writer.add_scalar(name, value, step, walltime=run.began)
@@ -35,11 +40,8 @@ class TensorBoard:
         table = "".join(f"| {name} | {cell(value)} |\n" for name, value in {**run.params, **run.tags}.items())
         writer.add_text("experiment", f"| | |\n| --- | --- |\n{table}", 0, walltime=run.began)
         writer.close()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            place.rename(old)
-        aside.rename(place)
-        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.move(aside, place)
 
 
 def cell(text: str) -> str:
