@@ -34,7 +34,9 @@ class Flags:
         str | None, Option(help="Name of the night; an existing one goes on. Default: the unfinished one, or today.")
     ] = None
     experiments: Annotated[int | None, Option(min=1, help="End after this many experiments.")] = None
-    hours: Annotated[float | None, Option(min=0, max=MOST_HOURS, help="Begin nothing new after this many hours.")] = None
+    hours: Annotated[
+        float | None, Option(min=0, max=MOST_HOURS, help="Begin nothing new after this many hours.")
+    ] = None
     usd: Annotated[float | None, Option(min=0, help="Never spend more on calls, in dollars.")] = None
     tokens: Annotated[int | None, Option(min=1, help="End when calls have used this many tokens.")] = None
     plateau: Annotated[int | None, Option(min=1, help="End after so many in a row without a keep.")] = None
