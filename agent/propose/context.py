@@ -153,8 +153,7 @@ def _table(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str],
     tried = [e for e in done if e.number > 0]
     if not room:
         return _by_category(tried), [], []
-    lines = [_line_again(e) for e in tried]
-    costs = [_cost(line) for line in lines]
+    lines, costs = zip(*map(_line_and_cost, tried), strict=True) if tried else ((), ())
     first, newer, older = 0, 0, SUMS
     for end, cost in enumerate(costs, 1):
         newer += cost
@@ -164,7 +163,7 @@ def _table(done: Sequence[Experiment], room: int) -> tuple[list[str], list[str],
             newer -= costs[first]
             older += costs[first] if _kept(tried[first]) else 0
             first += 1
-    return *_older(tried[:first]), lines[first:]
+    return *_older(tried[:first]), list(lines[first:])
 
 
 def _kept(e: Experiment) -> bool:
@@ -187,20 +186,16 @@ def _by_category(experiments: Sequence[Experiment]) -> list[str]:
     return [_group(category, group) for category, group in sorted(groups.items())]
 
 
-@lru_cache(maxsize=4096)
-def _cost(line: str) -> int:
-    return estimate_tokens(line) + 1
+LINES: dict[int, tuple[Experiment, str, int]] = {}
+"""By number, with the tokens of each, so that a prompt of a long night writes only the newest line."""
 
 
-LINES: dict[int, tuple[Experiment, str]] = {}
-"""By number, so that a prompt of a long night writes only the newest line."""
-
-
-def _line_again(e: Experiment) -> str:
+def _line_and_cost(e: Experiment) -> tuple[str, int]:
     known = LINES.get(e.number)
     if known is None or known[0] is not e:
-        known = LINES[e.number] = e, _line(e)
-    return known[1]
+        line = _line(e)
+        known = LINES[e.number] = e, line, estimate_tokens(line) + 1
+    return known[1:]
 
 
 def _line(e: Experiment, limit: int = 160) -> str:
@@ -213,8 +208,8 @@ def _line(e: Experiment, limit: int = 160) -> str:
     return f"#{e.number} {e.verdict.kind}{metric}{effect} [{_category(e)}] {short(e.label, limit)}{why}"
 
 
-short = lru_cache(maxsize=8192)(one_line)
-"""As one_line; every prompt has the lines of all experiments."""
+short = lru_cache(maxsize=512)(one_line)
+"""As one_line; every prompt has the lines of what was kept, and the categories."""
 
 
 def _category(experiment: Experiment) -> str:
