@@ -94,7 +94,7 @@ def test_a_night_on_a_full_disk_pauses_and_where_nothing_can_be_journaled_ends_w
     run = f"{sys.executable} -m agent.loop --repo {disk}/p --tag night --unsafe-no-sandbox --replay {replies}"
     script = (
         f"cp -r {tmp_path}/origin {disk}/p; {run} --experiments 1 > {tmp_path}/out & "
-        f"until grep -q 'paused: the disk' {tmp_path}/out; do sleep 0.1; done; mount -o remount,size=400m {disk}; "
+        f"until grep -qs 'paused: the disk' {tmp_path}/out; do sleep 0.1; done; mount -o remount,size=400m {disk}; "
         f"wait $!; echo code $?; cat {tmp_path}/out; head -c 999999999 /dev/zero > {disk}/big 2> /dev/null; "
         f"{run} --experiments 2; echo code $?; rm {disk}/big; {run} --experiments 2; echo code $?"
     )
