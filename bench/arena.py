@@ -299,10 +299,11 @@ class Arena:
     def _theirs(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):  # a folder may be too deep to be named
                 traces = (*process.cmdline(), process.cwd(), *process.environ().values())
                 mine = any(str(self.folder) in trace for trace in traces)
-                if mine and process.pid not in (os.getpid(), self.host.pid):
+                waits = process.ppid() == os.getpid() and "agent.run.worker" in process.cmdline()  # the next worker
+                if mine and not waits and process.pid not in (os.getpid(), self.host.pid):
                     found.append(process)
         return found
 
