@@ -152,7 +152,7 @@ class Judging:
             files, left_out = self.put_on(whole, now, program), ()
             why = f"better than its parent, but it can't be put onto experiment {best}: both change the same lines"
         measured = {"metric": whole.metrics[0], "trials": 1} if whole.metrics else {}
-        if files is None and not e.trials:
+        if files is None and e.state == "trials":  # not one of it was begun
             return ev.Overtaken(experiment=number, by=best)
         if files is None:
             return judged(number, Verdict(kind="discard", reason=why, **measured))
