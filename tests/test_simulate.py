@@ -26,6 +26,12 @@ def test_no_promise_is_broken_in_any_night():
     assert min(found["crashes"], found["kept"], found["rebased"]) > NIGHTS // 4, "the nights are no quiet ones"
 
 
+@pytest.mark.parametrize("seed", ["third:152", "third:910", "third:2740"])
+def test_what_a_person_accepts_without_a_trial_of_its_own_is_decided(seed: str):
+    """It does not apply to the incumbent of that moment, and nobody proposed it just now: it is not asked for again."""
+    assert simulate(seed).violation == ""
+
+
 def test_a_night_is_replayed_exactly_from_its_seed():
     assert simulate("suite:3") == simulate("suite:3")
 
