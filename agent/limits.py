@@ -38,15 +38,23 @@ def finished(night: Night) -> str:
 def cut_short(night: Night) -> tuple[str, str] | None:
     """Why this process goes no further, though the night is not finished; and how to go on."""
     most = night.stoppers
-    if night.finishing:
-        return night.finishing, night.after_finish or GO_ON
+    if why := closing(night):
+        return why, night.after_finish or GO_ON
     if night.blocked and not night.fallback:
         return night.blocked, night.unblock or GO_ON
-    if most.hours is not None and night.now >= night.started + most.hours * 3600:
-        return f"{most.hours:g} hours are over, as asked", GO_ON
     if most.tokens is not None and night.tokens >= most.tokens:
         return f"{most.tokens:,} tokens are used, as allowed", f"with more --tokens {GO_ON}"
     return None
+
+
+def closing(night: Night) -> str:
+    """Why a person wants this process to come to its end now: what is not in training yet waits for the next one.
+    Other limits let it be tried, since it is paid for."""
+    if night.finishing:
+        return night.finishing
+    hours = night.stoppers.hours
+    over = hours is not None and night.now >= night.started + hours * 3600
+    return f"{hours:g} hours are over, as asked" if over else ""
 
 
 def told(night: Night) -> list[str]:

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 from agent.limits import (
     GO_ON,
+    closing,
     cut_short,
     enough,
     finished,
@@ -175,7 +176,7 @@ Action = (
 def next_action(night: Night, can: Capacity) -> Action | None:
     """The one thing to do now; None: wait for an event, at most until `deadline`."""
     if night.stopping:
-        return None if list(night.running) or night.testing else End("stopped", 3, GO_ON)
+        return next(lost(night), None) if list(night.running) or night.testing else End("stopped", 3, GO_ON)
     return (
         next(decisions(night), None)
         or publish(night)
@@ -301,7 +302,7 @@ def train(night: Night, can: Capacity) -> Action | None:
     if best and wait_for_best and not any(t.measurement is None for t in best.current):
         return Train(best.number, len(best.trials), slot)
     for e in night.open:
-        if e.state == "trials" and e.missing:
+        if e.state == "trials" and e.missing and (e.trials or not closing(night)):
             return Train(e.number, len(e.trials), slot)
     return None
 
@@ -326,8 +327,11 @@ def ask(night: Night, can: Capacity) -> Action | None:
     """The next call of an experiment under way."""
     if night.outages and cut_short(night):
         return None
+    closes = closing(night)
     called, fallback = may_call(night, can.calls), may_fall_back(night, can.calls)
     for e in night.open:
+        if closes and not e.trials:
+            continue
         if e.stale and called and not e.asking:
             return Ask(e.number, "first")
         if e.state == "refused" and called:

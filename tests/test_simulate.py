@@ -32,6 +32,11 @@ def test_what_a_person_accepts_without_a_trial_of_its_own_is_decided(seed: str):
     assert simulate(seed).violation == ""
 
 
+def test_a_stop_waits_no_longer_for_a_trial_than_that_can_take():
+    """The trial is cancelled, and its worker is never heard of again."""
+    assert simulate("closing:1371").violation == ""
+
+
 def test_a_night_is_replayed_exactly_from_its_seed():
     assert simulate("suite:3") == simulate("suite:3")
 
