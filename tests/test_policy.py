@@ -64,6 +64,17 @@ def after(night: Night, *events: ev.Event) -> Night:
     return night
 
 
+def test_what_was_proposed_ahead_is_not_begun_once_a_person_wants_the_end():
+    ahead = Capacity(lookahead=1)
+    night = begun(*proposed(1, 0), train(1), *proposed(2, 1))
+    free = after(night, measured(1, 0), ev.Judged(experiment=1, verdict=Verdict(kind="discard", reason="worse")),
+                 ev.Published(experiment=1, commit="c1"))  # fmt: skip
+    assert next_action(free, ahead) == Train(2, 0, 0)
+    ending = after(free, ev.Requested(id="1", what="finish", text="enough"))
+    action = next_action(ending, ahead)
+    assert isinstance(action, End) and (action.code, action.reason) == (3, "enough")
+
+
 def test_a_machine_fault_is_tried_again_and_then_compared_with_the_incumbent_before_the_code_is_blamed():
     night = begun(*proposed(1, 0), train(1), fault(1))
     assert next_action(night, ONE) == Train(1, 0, 0)  # the same trial again

@@ -119,7 +119,7 @@ class LocalExecutor:
             full = isinstance(error, OSError) and is_full(error, self.home)
             told = str(disk_full(self.home)) if full else f"{type(error).__name__}: {error}"
             event = self._fault(job, told) if full else self._broken(job, told)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # only views read it, and the slot must go on
             live.clear(self.home, job.slot)
         with self._lock:
             if self._running[job.slot] is running:
